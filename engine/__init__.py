@@ -1,0 +1,43 @@
+"""unmask: exact, fast sampling from masked diffusion language models.
+
+>>> import unmask
+>>> sampler = unmask.Sampler(
+...     {"heavy": unmask.load("sotu-heavy"), "light": unmask.load("sotu-light")},
+...     schedule="light:12.5% heavy:75% light:12.5%",
+...     reveal=unmask.Ancestral(steps=256),
+... )
+>>> samples = sampler.sample(num_samples=8, length=256, seed=0)
+"""
+
+from unmask import kernels
+#from unmask.checkpoints import load
+from unmask.choose import Categorical
+from unmask.denoiser import Batch, Denoiser, DenoiserSpec, Flops, Head, LogitsDenoiser
+from unmask.kernels.sample_head import NonFiniteLogits
+from unmask.plan import Plan
+from unmask.reveal import Ancestral, FirstHitting, Fixed, Order
+from unmask.sampler import Sampler
+from unmask.samples import Sample, Samples
+from unmask.schedule import Schedule
+
+__all__ = [
+    "Ancestral",
+    "Batch",
+    "Categorical",
+    "Denoiser",
+    "DenoiserSpec",
+    "FirstHitting",
+    "Fixed",
+    "Flops",
+    "Head",
+    "LogitsDenoiser",
+    "NonFiniteLogits",
+    "Order",
+    "Plan",
+    "Sample",
+    "Sampler",
+    "Samples",
+    "Schedule",
+    "kernels",
+    "load",
+]

@@ -1,0 +1,138 @@
+"""What is given? Prompts become templates: token ids with the mask id wherever a token is to be sampled."""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice, repeat
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from unmask.denoiser import DenoiserSpec
+
+Prompt = str | Sequence[int] | np.ndarray
+
+_GAP = re.compile(r"<mask(?::([0-9]{1,9}))?>")
+
+
+class Templates:
+    """Builds templates for one vocabulary.
+
+    A template is int64 [L]. Prefix, suffix and infilling are the same thing: given positions hold their ids, all others
+    the mask id. A prompt is token ids, in which mask ids mark gaps, or text, in which `<mask>` and `<mask:12>` mark gaps
+    of 1 and 12 tokens.
+    """
+
+    def __init__(self, spec: DenoiserSpec, tokenizer: Tokenizer | None, max_length: int) -> None:
+        self.mask_id, self.vocab_size = spec.mask_id, spec.vocab_size
+        self.tokenizer, self.max_length = tokenizer, max_length
+
+    def ids(self, prompt: Prompt | None, argument: str = "prompt") -> np.ndarray:
+        """int64 ids of a prompt, checked against the vocabulary; `argument` names it in errors."""
+        if prompt is None:
+            return np.empty(0, np.int64)
+        if isinstance(prompt, str):
+            return self._encode(prompt, argument)
+        ids = np.asarray(prompt)
+        if ids.ndim != 1 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
+            raise TypeError(f"{argument} must be text or one row of integer token ids, got {prompt!r:.80}")
+        bad = np.flatnonzero((ids < 0) | (ids >= self.vocab_size))
+        if bad.size:
+            raise ValueError(
+                f"{argument} must hold ids from 0 to {self.vocab_size - 1}, "
+                f"got {int(ids[bad[0]])} at position {int(bad[0])}"
+            )
+        return ids.astype(np.int64)
+
+    def _encode(self, text: str, argument: str) -> np.ndarray:
+        if self.tokenizer is None:
+            raise ValueError(
+                f"{argument} must be token ids because the model has no tokenizer, got text {text!r:.60}; "
+                "or load the model with tokenizer="
+            )
+        pieces, start = [], 0
+        for gap in _GAP.finditer(text):
+            pieces.append(self._words(text[start : gap.start()]))
+            pieces.append(np.full(int(gap[1] or 1), self.mask_id, np.int64))
+            start = gap.end()
+        return np.concatenate([*pieces, self._words(text[start:])])
+
+    def _words(self, text: str) -> np.ndarray:
+        return np.array(self.tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
+
+    def build(self, length: int, prompt: Prompt | None = None, suffix: Prompt | None = None) -> np.ndarray:
+        """The template of `length` tokens that starts with `prompt` and ends with `suffix`.
+
+        Raises:
+            ValueError: length outside 1..max_length, a prompt and suffix longer than it, or no masked position left.
+        """
+        if isinstance(length, bool) or not isinstance(length, (int, np.integer)):
+            raise TypeError(f"length must be a whole number of tokens, got {length!r}")
+        if not 1 <= length <= self.max_length:
+            raise ValueError(f"length must be from 1 to the models' max_length {self.max_length}, got {length}")
+        start, end = self.ids(prompt), self.ids(suffix, "suffix")
+        if len(start) + len(end) > length:
+            raise ValueError(
+                f"prompt and suffix must fit length {length}, got {len(start)} and {len(end)} tokens; "
+                f"use length {len(start) + len(end) + 1} or more"
+            )
+        template = np.full(length, self.mask_id, np.int64)
+        template[: len(start)] = start
+        template[length - len(end) :] = end
+        if not (template == self.mask_id).any():
+            raise ValueError(f"prompt must leave a masked position to sample, got {length} given tokens of {length}")
+        return template
+
+    def requests(
+        self,
+        num_samples: int | None,
+        length: int | Sequence[int] | None,
+        prompt: Prompt | Iterable[Prompt | None] | None,
+        suffix: Prompt | Iterable[Prompt | None] | None,
+    ) -> Iterator[tuple[np.ndarray, int]]:
+        """Templates and how many samples each gets, in the order of the samples.
+
+        One prompt, suffix or length serves every sample; a list (of prompts, or of lengths) gives one to each. Where all
+        are single values the same template comes in one pair; `num_samples` None then never ends. Lists are read as they
+        are needed, and all end together: with `num_samples`, or with the shortest of them when it is None.
+        """
+        length = self.max_length if length is None else length
+        many = [_is_many(prompt), _is_many(suffix), not np.isscalar(length)]
+        if num_samples is not None:
+            check_count("num_samples", num_samples)
+            for name, value, listed in zip(("prompt", "suffix", "length"), (prompt, suffix, length), many, strict=True):
+                if listed and hasattr(value, "__len__") and len(value) != num_samples:
+                    raise ValueError(f"{name} must be one value or {num_samples} of them, got {len(value)}")
+        if not any(many):
+            template = self.build(length, prompt, suffix)
+            return repeat((template, 1 << 16)) if num_samples is None else iter([(template, num_samples)])
+        return self._each(num_samples, length, prompt, suffix, many)
+
+    def _each(self, num_samples, length, prompt, suffix, many) -> Iterator[tuple[np.ndarray, int]]:
+        columns = [
+            iter(value) if listed else repeat(value)
+            for value, listed in zip((length, prompt, suffix), (many[2], *many[:2]), strict=True)
+        ]
+        count = 0
+        for one_length, one_prompt, one_suffix in islice(zip(*columns, strict=False), num_samples):
+            yield self.build(one_length, one_prompt, one_suffix), 1
+            count += 1
+        if num_samples is not None and count < num_samples:
+            raise ValueError(f"prompt must give {num_samples} prompts, got {count}")
+
+
+def _is_many(value: object) -> bool:
+    """Whether `value` holds one prompt per sample rather than being a prompt."""
+    if value is None or isinstance(value, str):
+        return False
+    if hasattr(value, "ndim"):
+        return value.ndim > 1
+    if isinstance(value, Sequence):
+        return bool(len(value)) and not isinstance(value[0], (int, np.integer))
+    return True
+
+
+def check_count(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")

@@ -1,0 +1,180 @@
+"""The one loop: ticks → denoiser → hidden rows → `sample_head` → tokens."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from unmask.choose import Categorical
+from unmask.cost import Cost
+from unmask.denoiser import Batch, Denoiser
+from unmask.kernels import sample_head
+from unmask.samples import Sample, Stats, decode
+from unmask.timeline import Tick, Timeline
+from unmask.workspace import Workspace
+
+PHASES = ("plan", "body", "head", "other")
+
+
+class Run(Iterator[Sample]):
+    """One run of a sampler; iterate it for its samples as they finish.
+
+    All buffers are allocated here and serve every tick: a slot of `length` tokens for each resident sequence, and one
+    workspace that all models share. `on_tick(run, tick)` is called after each tick.
+
+    `stats` tells what was done so far.
+    """
+
+    def __init__(
+        self,
+        denoisers: Mapping[str, Denoiser],
+        timeline: Timeline,
+        *,
+        length: int,
+        seed: int,
+        choose: Categorical,
+        impl: str | None = None,
+        on_tick: Callable[["Run", Tick], object] | None = None,
+    ) -> None:
+        self.denoisers, self.timeline = dict(denoisers), timeline
+        self._models = list(self.denoisers.values())
+        self._seed, self._choose, self._impl, self._on_tick = seed, choose, impl, on_tick
+        first = self._models[0]
+        self._device = first.device
+        self._tokenizer = first.tokenizer
+        self._forbid = torch.tensor([first.spec.mask_id], device=self._device)
+        max_batch, slots = timeline.max_batch, timeline.max_resident
+        self._workspace = Workspace(requirements(self._models, max_batch, length), self._device)
+        self._tokens = torch.empty(slots, length, dtype=torch.int64, device=self._device)
+        self._logprobs = torch.empty(slots, length, device=self._device)
+        self._reveal_step = np.empty((slots, length), np.int32)
+        self._cost, self._num_finished = Cost(self.denoisers), 0
+        self._seconds = dict.fromkeys(PHASES, 0.0)
+        self._started, self._stopped = time.perf_counter(), None
+        self._samples = self._loop()
+
+    def __next__(self) -> Sample:
+        return next(self._samples)
+
+    def close(self) -> None:
+        """End the run before its time; `stats` then tells what was done."""
+        self._samples.close()
+
+    @property
+    def stats(self) -> Stats:
+        total = (self._stopped or time.perf_counter()) - self._started
+        phases = {**self._seconds, "other": total - sum(self._seconds.values())}
+        return Stats(
+            num_samples=self._num_finished,
+            cost=self._cost,
+            num_ticks=self.timeline.stats.num_ticks,
+            occupancy=self.timeline.stats.occupancy,
+            seconds={"total": total, **phases},
+            peak_bytes=self._workspace.nbytes + state_bytes(self.timeline, self._tokens.shape[1]),
+        )
+
+    def tokens_of(self, slot: int, length: int) -> np.ndarray:
+        """A copy of the int64 [length] tokens that stand in a slot now, mask ids where nothing is revealed yet."""
+        return self._tokens[slot, :length].cpu().numpy().copy()
+
+    def _loop(self) -> Iterator[Sample]:
+        try:
+            ticks = iter(self.timeline)
+            while True:
+                with self._phase("plan"):
+                    tick = next(ticks, None)
+                if tick is None:
+                    return
+                self._admit(tick)
+                self._run_tick(tick)
+                self._num_finished += int(tick.finished.sum())
+                if self._on_tick is not None:
+                    self._on_tick(self, tick)
+                for at in np.flatnonzero(tick.finished):
+                    yield self._sample(int(tick.slots[at]), int(tick.sequences[at]), int(tick.lengths[at]))
+        finally:
+            self._stopped = time.perf_counter()
+
+    def _admit(self, tick: Tick) -> None:
+        for slots, planned, _ in tick.admitted:
+            rows = torch.from_numpy(slots.astype(np.int64)).to(self._device)
+            self._tokens[rows, : planned.length] = torch.from_numpy(planned.template).to(self._device)
+            self._logprobs[rows] = 0.0
+            self._reveal_step[slots] = -1
+
+    def _run_tick(self, tick: Tick) -> None:
+        denoiser, length = self._models[tick.model], self._tokens.shape[1]
+        targets = tick.row_slot.astype(np.int64) * length + tick.row_position
+        keys = np.stack([np.repeat(tick.sequences, tick.row_counts), tick.row_position, np.zeros_like(targets)], 1)
+        targets, keys = (torch.from_numpy(part).to(self._device) for part in (targets, keys))
+        batch = self._batch(tick)
+        chunks = denoiser.chunks(batch, self._workspace)
+        while True:
+            with self._phase("body"):
+                part, hidden = next(chunks, (None, None))
+            if part is None:
+                break
+            with self._phase("head"):
+                drawn = sample_head(
+                    hidden,
+                    denoiser.head.weight,
+                    denoiser.head.bias,
+                    keys=keys[part],
+                    seed=self._seed,
+                    temperature=self._choose.temperature,
+                    forbid=self._forbid,
+                    want=("logprob",),
+                    impl=self._impl,
+                )
+                self._tokens.view(-1)[targets[part]] = drawn.tokens
+                self._logprobs.view(-1)[targets[part]] = drawn.logprob
+        self._reveal_step[tick.row_slot, tick.row_position] = np.repeat(tick.steps, tick.row_counts)
+        self._cost.add(tick)
+
+    def _batch(self, tick: Tick) -> Batch:
+        """The tick's sequences back to back, copied out of their slots."""
+        lengths = tick.lengths.astype(np.int64)
+        starts = lengths.cumsum() - lengths
+        inside = np.arange(lengths.sum()) - np.repeat(starts, lengths)
+        source = np.repeat(tick.slots * np.int64(self._tokens.shape[1]), lengths) + inside
+        tokens = self._workspace.view("tick_tokens", len(source))
+        torch.index_select(self._tokens.view(-1), 0, torch.from_numpy(source).to(self._device), out=tokens)
+        rows = np.repeat(starts, tick.row_counts) + tick.row_position
+        return Batch(
+            tokens=tokens,
+            lengths=tuple(lengths.tolist()),
+            rows=torch.from_numpy(rows).to(self._device),
+            row_counts=tuple(tick.row_counts.tolist()),
+            mask_rate=torch.from_numpy(tick.mask_rate).to(self._device),
+        )
+
+    def _sample(self, slot: int, sequence: int, length: int) -> Sample:
+        tokens = self._tokens[slot, :length].cpu().clone()
+        return Sample(
+            index=sequence,
+            tokens=tokens,
+            logprobs=self._logprobs[slot, :length].cpu().clone(),
+            reveal_step=torch.from_numpy(self._reveal_step[slot, :length].copy()),
+            text=decode(tokens, self._tokenizer),
+        )
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self._seconds[name] += time.perf_counter() - started
+
+
+def requirements(denoisers: list[Denoiser], max_batch: int, length: int) -> list[dict[str, tuple[int, torch.dtype]]]:
+    """What the ticks of a run ask of its workspace."""
+    max_tokens = max_batch * length
+    # A sequence may reveal all its positions in one event.
+    models = [denoiser.buffers(max_tokens, max_tokens, max_batch) for denoiser in denoisers]
+    return [{"tick_tokens": (max_tokens, torch.int64)}, *models]
+
+
+def state_bytes(timeline: Timeline, length: int) -> int:
+    """Bytes of the resident sequences: tokens, log-probabilities and reveal steps, and the timeline's tables."""
+    return timeline.max_resident * length * (8 + 4 + 4) + timeline.nbytes

@@ -1,0 +1,217 @@
+"""The sampler: validates a request, plans it, and starts the loop."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from unmask.choose import Categorical
+from unmask.cost import Cost
+from unmask.denoiser import Denoiser, check_same_tokens
+from unmask.kernels.noise import check_seed, reveal_times
+from unmask.plan import Plan
+from unmask.progress import Progress
+from unmask.prompt import Prompt, Templates, check_count
+from unmask.reveal import Ancestral, Reveal
+from unmask.run import Run, requirements, state_bytes
+from unmask.samples import Samples
+from unmask.schedule import Schedule
+from unmask.timeline import Events, Tick, Timeline, events
+from unmask.workspace import Workspace
+
+# Sequences are planned together up to this many positions, to share the cost of the array operations.
+PLANNED_POSITIONS = 1 << 17
+
+
+@dataclass(frozen=True, eq=False)
+class Planned(Events):
+    """Planned sequences with the template int64 [L] that they share."""
+
+    template: np.ndarray
+
+
+class Sampler:
+    """Samples from one or more masked diffusion denoisers, exactly.
+
+    models: one denoiser, or several by name; they must share vocabulary size, mask id, tokenizer and device.
+    schedule: which model takes which steps, "light:125 heavy:750 light:125" or in percent (see `Schedule`); may be left
+        out for a single model.
+    reveal: when positions are revealed: `Ancestral(steps)`, `FirstHitting()`, `Fixed(steps)`, `Order(order)`.
+    choose: what token is written: `Categorical(temperature)`.
+    max_batch: sequences of one network call. max_resident: sequences in progress at once, 16 times `max_batch` unless
+        given; more of them fill ticks better and cost only their tokens.
+    impl: implementation of the head, see `unmask info`; None picks the fastest.
+
+    A sample depends on the seed, its index, the weights, the policies and the dtype, and on nothing else.
+    """
+
+    def __init__(
+        self,
+        models: Denoiser | Mapping[str, Denoiser],
+        *,
+        schedule: str | Schedule | None = None,
+        reveal: Reveal | None = None,
+        choose: Categorical | None = None,
+        max_batch: int = 16,
+        max_resident: int | None = None,
+        impl: str | None = None,
+    ) -> None:
+        self.models = {models.name: models} if isinstance(models, Denoiser) else dict(models)
+        if not self.models:
+            raise ValueError("models must hold at least one denoiser, got none")
+        check_same_tokens(self.models)
+        check_count("max_batch", max_batch)
+        if max_resident is not None:
+            check_count("max_resident", max_resident)
+        self.schedule = self._parse_schedule(schedule)
+        self.reveal = Ancestral(1000) if reveal is None else reveal
+        self.choose = Categorical() if choose is None else choose
+        self.max_batch, self.max_resident, self.impl = max_batch, max_resident or 16 * max_batch, impl
+        first = next(iter(self.models.values()))
+        tokenizers = (model.tokenizer for model in self.models.values())
+        tokenizer = next((tokenizer for tokenizer in tokenizers if tokenizer is not None), None)
+        max_length = min(model.spec.max_length for model in self.models.values())
+        self._templates = Templates(first.spec, tokenizer, max_length)
+
+    def _parse_schedule(self, schedule: str | Schedule | None) -> Schedule:
+        names = tuple(self.models)
+        if schedule is None:
+            if len(names) > 1:
+                raise ValueError(
+                    f"schedule must say which of the models {', '.join(names)} takes which steps, got none; "
+                    f"for example {names[1]}:12.5% {names[0]}:75% {names[1]}:12.5%"
+                )
+            return Schedule.single(names[0])
+        if isinstance(schedule, Schedule):
+            return Schedule.parse(str(schedule), names)
+        return Schedule.parse(schedule, names)
+
+    def plan(
+        self,
+        num_samples: int = 1,
+        length: int | Sequence[int] | None = None,
+        *,
+        seed: int = 0,
+        prompt: Prompt | Iterable[Prompt] | None = None,
+        suffix: Prompt | Iterable[Prompt] | None = None,
+    ) -> Plan:
+        """What `sample` with the same arguments will do: every network call, counted, without making one."""
+        check_count("num_samples", num_samples)
+        requests = list(self._templates.requests(num_samples, length, prompt, suffix))
+        timeline = self._timeline(requests, length, seed)
+        cost = Cost(self.models)
+        for tick in timeline:
+            cost.add(tick)
+        space = requirements(list(self.models.values()), self.max_batch, timeline.max_length)
+        return Plan(
+            num_samples=num_samples,
+            num_tokens=self._num_masked(requests),
+            reveal=str(self.reveal),
+            schedule=str(self.schedule),
+            num_ticks=timeline.stats.num_ticks,
+            occupancy=timeline.stats.occupancy,
+            cost=cost,
+            peak_bytes=Workspace(space, "meta").nbytes + state_bytes(timeline, timeline.max_length),
+        )
+
+    def sample(
+        self,
+        num_samples: int = 1,
+        length: int | Sequence[int] | None = None,
+        *,
+        seed: int = 0,
+        prompt: Prompt | Iterable[Prompt] | None = None,
+        suffix: Prompt | Iterable[Prompt] | None = None,
+        progress: bool | Progress = False,
+    ) -> Samples:
+        """All samples of a run.
+
+        num_samples: how many. length: tokens of each sample, given ones included; one number, or one per sample; the
+        models' `max_length` when left out. seed: unsigned 64-bit. prompt, suffix: what stands at the start and at the
+        end, as text or token ids, the same for all or one per sample; mask ids in ids, and `<mask>` or `<mask:12>` in
+        text, leave gaps to fill. progress: True shows one on standard error; or a `Progress` of your own.
+
+        Raises:
+            ValueError, TypeError: an argument is out of range; nothing has run then.
+            NonFiniteLogits: a network gave NaN or +∞; names sequence and position.
+        """
+        check_count("num_samples", num_samples)
+        view = progress if isinstance(progress, Progress) else Progress.on_stderr() if progress else Progress()
+        with view:
+            requests = list(self._templates.requests(num_samples, length, prompt, suffix))
+            view.start(num_samples, self._num_masked(requests), list(self.models))
+            run = self._run(iter(requests), length, seed, view.update)
+            samples = [view.finish(sample) for sample in run]
+        return Samples(samples, seed, run.stats)
+
+    def stream(
+        self,
+        num_samples: int | None = None,
+        length: int | Sequence[int] | None = None,
+        *,
+        seed: int = 0,
+        prompt: Prompt | Iterable[Prompt] | None = None,
+        suffix: Prompt | Iterable[Prompt] | None = None,
+    ) -> Run:
+        """An iterator over samples as they finish, with `stats`; arguments as in `sample`.
+
+        `num_samples` None goes on as long as an iterable of prompts does, else for ever. Prompts are read as slots come
+        free, so memory does not grow with the number of samples; samples equal those of `sample` with the same seed.
+        """
+        if num_samples is not None:
+            check_count("num_samples", num_samples)
+        requests = self._templates.requests(num_samples, length, prompt, suffix)
+        return self._run(requests, length, seed, None)
+
+    def _run(
+        self,
+        requests: Iterable[tuple[np.ndarray, int]],
+        length: int | Sequence[int] | None,
+        seed: int,
+        on_tick: Callable[[Run, Tick], object] | None,
+    ) -> Run:
+        timeline = self._timeline(requests, length, seed)
+        return Run(
+            self.models,
+            timeline,
+            length=timeline.max_length,
+            seed=seed,
+            choose=self.choose,
+            impl=self.impl,
+            on_tick=on_tick,
+        )
+
+    def _timeline(
+        self, requests: Iterable[tuple[np.ndarray, int]], length: int | Sequence[int] | None, seed: int
+    ) -> Timeline:
+        source = self._source(iter(requests), check_seed(seed))
+        longest = self._templates.max_length if length is None else int(np.max(length))
+        return Timeline(
+            source,
+            num_models=len(self.models),
+            max_batch=self.max_batch,
+            max_resident=self.max_resident,
+            max_length=longest,
+        )
+
+    def _source(self, requests: Iterator[tuple[np.ndarray, int]], seed: int) -> Iterator[Planned]:
+        """Reveal plans, drawn as the timeline asks for them, a chunk of sequences with one template at a time."""
+        names = list(self.models)
+        first = 0
+        for template, count in requests:
+            positions = np.flatnonzero(template == self._templates.mask_id)
+            assigned = self.schedule.assign(self.reveal.num_steps(len(positions)))
+            segments = [(names.index(name), start, stop) for name, start, stop in assigned]
+            size = max(1, PLANNED_POSITIONS // len(template))
+            for start in range(first, first + count, size):
+                sequence = np.arange(start, min(start + size, first + count))
+                times = reveal_times(seed, torch.from_numpy(sequence)[:, None], torch.from_numpy(positions)).numpy()
+                plan = self.reveal.plan(times, positions)
+                planned = events(plan, positions, len(template), sequence, segments)
+                yield Planned(**vars(planned), template=template)
+            first += count
+
+    def _num_masked(self, requests: list[tuple[np.ndarray, int]]) -> int:
+        mask_id = self._templates.mask_id
+        return sum(int((template == mask_id).sum()) * count for template, count in requests)

@@ -1,0 +1,194 @@
+"""What comes out: samples, their statistics, and the files they are saved to."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from unmask.cost import Cost, flops_dict
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One finished sequence of L tokens.
+
+    index: its id in the run; with the seed, weights, policy and dtype it decides the tokens. tokens: int64 [L].
+    logprobs: float32 [L], log-probability of each sampled token when it was drawn, 0 where it was given.
+    reveal_step: int32 [L], the step that revealed it, -1 where it was given. text: None without a tokenizer.
+    """
+
+    index: int
+    tokens: Tensor
+    logprobs: Tensor
+    reveal_step: Tensor
+    text: str | None
+
+    def to_json(self) -> dict:
+        return {
+            "index": self.index,
+            "tokens": self.tokens.tolist(),
+            "text": self.text,
+            "logprobs": self.logprobs.tolist(),
+            "reveal_step": self.reveal_step.tolist(),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Stats:
+    """What a run did.
+
+    cost: network calls and the FLOPs really done. num_ticks, occupancy: see `unmask.timeline`. seconds: "total" and its
+    phases "plan" (reveal plans and tick packing), "body" (hidden rows), "head" (head, draw and write), "other".
+    peak_bytes: all buffers of the run together, without the weights.
+    """
+
+    num_samples: int
+    cost: Cost
+    num_ticks: int
+    occupancy: float
+    seconds: dict[str, float]
+    peak_bytes: int
+
+    @property
+    def events(self) -> int:
+        return self.cost.num_events
+
+    @property
+    def nfe(self) -> dict[str, float]:
+        """Network evaluations per sequence, mean, by model."""
+        return {name: self.cost.events_of(name) / self.num_samples for name in self.cost.denoisers}
+
+    def to_json(self) -> dict:
+        return {
+            "nfe": self.nfe,
+            "events": self.events,
+            "ticks": self.num_ticks,
+            "occupancy": self.occupancy,
+            "flops": {name: flops.total for name, flops in self.cost.flops.items()},
+            "flops_total": flops_dict(self.cost.total),
+            "saved": asdict(self.cost.saving),
+            "seconds": self.seconds,
+            "peak_bytes": self.peak_bytes,
+        }
+
+
+class Samples(Sequence[Sample]):
+    """The samples of a run in the order of their index.
+
+    tokens, reveal_step, logprobs: [num_samples, longest L], filled with -1, -1 and 0 behind the end of shorter sequences;
+    lengths: int64 [num_samples]. text: one string per sample, or None without a tokenizer.
+    """
+
+    def __init__(self, samples: Sequence[Sample], seed: int, stats: Stats) -> None:
+        self._samples = sorted(samples, key=lambda sample: sample.index)
+        self.seed, self.stats = seed, stats
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index):
+        return self._samples[index]
+
+    def __iter__(self) -> Iterator[Sample]:
+        return iter(self._samples)
+
+    @property
+    def lengths(self) -> Tensor:
+        return torch.tensor([len(sample.tokens) for sample in self._samples])
+
+    @property
+    def tokens(self) -> Tensor:
+        return _stack([sample.tokens for sample in self._samples], -1)
+
+    @property
+    def reveal_step(self) -> Tensor:
+        return _stack([sample.reveal_step for sample in self._samples], -1)
+
+    @property
+    def logprobs(self) -> Tensor:
+        return _stack([sample.logprobs for sample in self._samples], 0.0)
+
+    @property
+    def text(self) -> list[str] | None:
+        texts = [sample.text for sample in self._samples]
+        return None if None in texts else texts
+
+    def to_json(self) -> dict:
+        """What `unmask sample --json` prints."""
+        columns = {key: [sample.to_json()[key] for sample in self] for key in ("tokens", "reveal_step", "logprobs")}
+        return {"seed": self.seed, "texts": self.text, **columns, "stats": self.stats.to_json()}
+
+    def save(self, path: str | Path) -> None:
+        """Write one row per sample (seed, index, tokens, text, logprobs, reveal_step) as `.jsonl` or `.parquet`.
+
+        The file appears whole or not at all: a full disk or a kill leaves what stood at `path` as it was.
+
+        Raises:
+            ValueError: another suffix.
+            OSError: the folder does not exist or the disk is full.
+        """
+        path = Path(path)
+        writers = {".jsonl": self._write_jsonl, ".parquet": self._write_parquet}
+        if path.suffix not in writers:
+            raise ValueError(f"path must end in {' or '.join(writers)}, got {str(path)!r}")
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"path must lie in a folder that exists, got {str(path)!r}")
+        replace_whole(path, writers[path.suffix])
+
+    def _write_jsonl(self, path: Path) -> None:
+        with path.open("w", encoding="utf-8") as file:
+            for sample in self:
+                file.write(json.dumps({"seed": self.seed, **sample.to_json()}, ensure_ascii=False) + "\n")
+
+    def _write_parquet(self, path: Path) -> None:
+        schema = pa.schema(
+            {
+                "seed": pa.uint64(),
+                "index": pa.int64(),
+                "tokens": pa.list_(pa.int32()),
+                "text": pa.string(),
+                "logprobs": pa.list_(pa.float32()),
+                "reveal_step": pa.list_(pa.int32()),
+            }
+        )
+        rows = [{"seed": self.seed, **sample.to_json()} for sample in self]
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
+
+
+def decode(tokens: np.ndarray | Tensor, tokenizer: Tokenizer | None) -> str | None:
+    return None if tokenizer is None else tokenizer.decode(tokens.tolist(), skip_special_tokens=False)
+
+
+def replace_whole(path: Path, write) -> None:
+    """Let `write` fill a file beside `path`, flush it to the disk, and only then rename it over `path`."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    value = os.umask(0)
+    os.umask(value)
+    return value
+
+
+def _stack(rows: list[Tensor], fill: float) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=fill)
