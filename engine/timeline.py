@@ -1,0 +1,302 @@
+"""How does it run? Integers only: the events of many sequences are packed into ticks.
+
+A tick is one network call: one model, up to `max_batch` sequences, each at its own next event. A sequence's whole
+state is its tokens, so any resident sequence may be in any tick; which ones are is decided by `choose_batch` alone.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from unmask.reveal import RevealPlan
+
+FREE = -1  # the next model of a slot that holds no sequence
+
+
+@dataclass(frozen=True, eq=False)
+class Events:
+    """The planned rows of S sequences with n masked positions each, sorted by (step, position) along axis 1.
+
+    sequence: int64 [S], the request's ids. length: tokens per sequence. position, step: int32 [S, n].
+    mask_rate: float32 [S, n]. model: int8 [S, n], index of the model that computes the step.
+    """
+
+    sequence: np.ndarray
+    length: int
+    position: np.ndarray
+    step: np.ndarray
+    mask_rate: np.ndarray
+    model: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Tick:
+    """One network call: B sequences of one model, R rows to reveal, all of them int32 unless stated.
+
+    slots, lengths, row_counts, steps [B]; sequences int64 [B]; mask_rate float32 [B]; slots ascend.
+    row_slot, row_position [R]: grouped by sequence in the order of `slots`, positions ascending inside a sequence.
+    finished: bool [B], whether this is the sequence's last event; its slot may be taken by the next tick's admissions.
+    admitted: what to write into slots before this tick runs, as (slots int32 [A], Events, their rows int64 [A]).
+    """
+
+    model: int
+    slots: np.ndarray
+    sequences: np.ndarray
+    lengths: np.ndarray
+    row_counts: np.ndarray
+    row_slot: np.ndarray
+    row_position: np.ndarray
+    steps: np.ndarray
+    mask_rate: np.ndarray
+    finished: np.ndarray
+    admitted: tuple[tuple[np.ndarray, Events, np.ndarray], ...]
+
+
+@dataclass
+class Stats:
+    """What a timeline has handed out so far, per model and in total."""
+
+    max_batch: int
+    model_ticks: list[int] = field(default_factory=list)
+    model_events: list[int] = field(default_factory=list)
+
+    @property
+    def num_ticks(self) -> int:
+        return sum(self.model_ticks)
+
+    @property
+    def num_events(self) -> int:
+        return sum(self.model_events)
+
+    @property
+    def occupancy(self) -> float:
+        """Events per place in a tick, 1.0 before the first tick."""
+        return self.num_events / (self.num_ticks * self.max_batch) if self.num_ticks else 1.0
+
+
+def events(
+    plan: RevealPlan, positions: np.ndarray, length: int, sequence: np.ndarray, segments: Sequence[tuple[int, int, int]]
+) -> Events:
+    """The events of a plan: its entries in the order of their reveal.
+
+    positions: int64 [n], the masked positions of the plan's columns, ascending. sequence: int64 [S], ids of its rows.
+    segments: (model index, start, stop), contiguous from step 0, as `Schedule.assign` gives them for model names.
+    """
+    models, starts, stops = ([segment[i] for segment in segments] for i in range(3))
+    if not segments or starts != [0, *stops[:-1]]:
+        raise ValueError(f"`segments` must be contiguous from step 0, got {list(segments)}")
+    if plan.step.size and plan.step.max() >= stops[-1]:
+        raise ValueError(f"`segments` must cover step {plan.step.max()} of the plan, got an end at {stops[-1]}")
+    order = np.argsort(plan.step, axis=1, kind="stable")
+    step = np.take_along_axis(plan.step, order, axis=1)
+    return Events(
+        sequence=np.asarray(sequence, np.int64),
+        length=int(length),
+        position=np.asarray(positions, np.int32)[order],
+        step=step,
+        mask_rate=np.take_along_axis(plan.mask_rate, order, axis=1).astype(np.float32),
+        model=np.array(models, np.int8)[np.searchsorted(stops, step, side="right")],
+    )
+
+
+def choose_batch(
+    next_model: np.ndarray, urgency: np.ndarray, length: np.ndarray, max_batch: int, more: bool
+) -> np.ndarray:
+    """Which slots go in the next tick: int64 [B], ascending, all of one model, at least one.
+
+    next_model, urgency, length: [slots]; `next_model` is `FREE` where a slot holds no sequence.
+    more: whether further sequences wait for a slot.
+
+    The rule: a *queue* is the slots that wait for the same model. Serve the queue of the most urgent slot; but if it
+    does not fill a tick and more sequences are to come that may, let it wait and serve the longest queue. Of a queue
+    take the most urgent slots; among equally urgent ones those whose length is closest to the first pick's, then the
+    lowest.
+    """
+    live = np.flatnonzero(next_model != FREE)
+    model = next_model[live[urgency[live].argmax()]]
+    if more:
+        queues = np.bincount(next_model[live])
+        model = model if queues[model] >= max_batch else queues.argmax()
+    queue = live[next_model[live] == model]
+    if len(queue) <= max_batch:
+        return queue
+    urgency, length = urgency[queue], length[queue]
+    distance = np.abs(length - length[urgency.argmax()])
+    best = np.argsort(distance - urgency * (distance.max() + 1), kind="stable")[:max_batch]
+    return np.sort(queue[best])
+
+
+class Timeline:
+    """The ticks of a run, in order; iterate once. `stats` counts as it goes.
+
+    source: chunks of events; the next chunk is drawn when the last sequence of the one before has got its slot.
+    num_models: models are numbered from 0. max_batch: sequences per tick. max_length: tokens per slot.
+    max_resident: slots. With num_models * max_batch of them, every tick is full while the source lasts.
+
+    While the source has more, sequences admitted earlier are more urgent, so slots come free steadily. Once it is dry,
+    sequences with more segments to go are more urgent, then those with more events to go in this segment: all reach
+    the end of a segment together, the few ticks that cannot be full are the last of each segment, and no sequence is
+    left to run alone. Every sequence's own order of events is kept, whatever the packing.
+    """
+
+    def __init__(
+        self, source: Iterator[Events], *, num_models: int, max_batch: int, max_resident: int, max_length: int
+    ) -> None:
+        _check_positive(num_models=num_models, max_batch=max_batch, max_resident=max_resident, max_length=max_length)
+        self.num_models, self.max_batch, self.max_length = num_models, max_batch, max_length
+        self.max_resident = max_resident
+        self.stats = Stats(max_batch, [0] * num_models, [0] * num_models)
+        self._source, self._chunk, self._taken = iter(source), None, 0
+
+        # Per slot: its sequence, and a cursor to the first row of its next event.
+        self._sequence = np.zeros(max_resident, np.int64)
+        self._length = np.zeros(max_resident, np.int64)
+        self._num_rows = np.zeros(max_resident, np.int64)
+        self._cursor = np.zeros(max_resident, np.int64)
+        self._next_model = np.full(max_resident, FREE, np.int64)
+        self._admitted_at = np.zeros(max_resident, np.int64)
+        # Per slot and row: a copy of its events, where the event of that row stops, and how much is left from there on.
+        rows = (max_resident, max_length)
+        self._position, self._step, self._stop = (np.empty(rows, np.int32) for _ in range(3))
+        self._mask_rate = np.empty(rows, np.float32)
+        self._model = np.empty(rows, np.int8)
+        self._left = np.empty(rows, np.int64)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tables, allocated once."""
+        return sum(table.nbytes for table in vars(self).values() if isinstance(table, np.ndarray))
+
+    def __iter__(self) -> Iterator[Tick]:
+        self._chunk = self._draw()
+        while True:
+            admitted = self._admit()
+            if (self._next_model == FREE).all():
+                return
+            yield self._tick(admitted)
+
+    def _draw(self) -> Events | None:
+        """The next chunk with a sequence in it; None when the source is dry."""
+        self._taken = 0
+        for chunk in self._source:
+            self._check(chunk)
+            if len(chunk.sequence):
+                return chunk
+        return None
+
+    def _admit(self) -> tuple[tuple[np.ndarray, Events, np.ndarray], ...]:
+        """Fill free slots from the source; a chunk's sequences may be admitted over many ticks."""
+        admitted = []
+        free = np.flatnonzero(self._next_model == FREE) if self._chunk else ()
+        while self._chunk and len(free):
+            chunk = self._chunk
+            rows = np.arange(self._taken, min(self._taken + len(free), len(chunk.sequence)))
+            slots, free = free[: len(rows)], free[len(rows) :]
+            self._load(slots, chunk, rows)
+            admitted.append((slots.astype(np.int32), chunk, rows))
+            self._taken += len(rows)
+            if self._taken == len(chunk.sequence):
+                self._chunk = self._draw()
+        return tuple(admitted)
+
+    def _load(self, slots: np.ndarray, chunk: Events, rows: np.ndarray) -> None:
+        n = chunk.position.shape[1]
+        step, model = chunk.step[rows], chunk.model[rows]
+        self._position[slots, :n] = chunk.position[rows]
+        self._step[slots, :n] = step
+        self._mask_rate[slots, :n] = chunk.mask_rate[rows]
+        self._model[slots, :n] = model
+        self._stop[slots, :n], self._left[slots, :n] = _ahead(step, model, self.max_length)
+
+        self._sequence[slots] = chunk.sequence[rows]
+        self._length[slots] = chunk.length
+        self._num_rows[slots] = n
+        self._cursor[slots] = 0
+        self._next_model[slots] = model[:, 0]
+        self._admitted_at[slots] = self.stats.num_ticks
+
+    def _tick(self, admitted: tuple[tuple[np.ndarray, Events, np.ndarray], ...]) -> Tick:
+        slots = self._choose()
+        model = int(self._next_model[slots[0]])
+        first = slots * self.max_length + self._cursor[slots]  # index of the event's first row in the flat row arrays
+        stop = self._stop.ravel()[first].astype(np.int64)
+        counts = stop - self._cursor[slots]
+        ends = counts.cumsum()
+        rows = np.arange(ends[-1]) + np.repeat(first - ends + counts, counts)
+        finished = stop == self._num_rows[slots]
+        tick = Tick(
+            model=model,
+            slots=slots.astype(np.int32),
+            sequences=self._sequence[slots],
+            lengths=self._length[slots].astype(np.int32),
+            row_counts=counts.astype(np.int32),
+            row_slot=np.repeat(slots.astype(np.int32), counts),
+            row_position=self._position.ravel()[rows],
+            steps=self._step.ravel()[first],
+            mask_rate=self._mask_rate.ravel()[first],
+            finished=finished,
+            admitted=admitted,
+        )
+        self._cursor[slots] = stop
+        upcoming = self._model.ravel()[np.where(finished, first, first + counts)]
+        self._next_model[slots] = np.where(finished, FREE, upcoming)
+        self.stats.model_ticks[model] += 1
+        self.stats.model_events[model] += len(slots)
+        return tick
+
+    def _choose(self) -> np.ndarray:
+        more = self._chunk is not None
+        if more:
+            urgency = -self._admitted_at
+        else:  # in a free slot the cursor may stand beyond the buffer; its urgency is never looked at
+            slot = np.arange(len(self._cursor))
+            urgency = self._left[slot, np.minimum(self._cursor, self.max_length - 1)]
+        return choose_batch(self._next_model, urgency, self._length, self.max_batch, more)
+
+    def _check(self, chunk: Events) -> None:
+        num_sequences, n = chunk.position.shape
+        where = f"sequences from {chunk.sequence[:1].tolist()}"
+        for name in ("step", "mask_rate", "model"):
+            if getattr(chunk, name).shape != (num_sequences, n) or len(chunk.sequence) != num_sequences:
+                raise ValueError(
+                    f"`{name}` must have one entry per sequence and row {[len(chunk.sequence), n]}, "
+                    f"got {list(getattr(chunk, name).shape)} in {where}"
+                )
+        if n == 0:
+            raise ValueError(f"`position` must have at least one masked position per sequence, got none in {where}")
+        if not n <= chunk.length <= self.max_length:
+            raise ValueError(
+                f"`length` must lie between the number of masked positions {n} and `max_length` {self.max_length}, "
+                f"got {chunk.length} in {where}"
+            )
+        if num_sequences and not 0 <= chunk.model.min() <= chunk.model.max() < self.num_models:
+            got = f"{chunk.model.min()} to {chunk.model.max()} in {where}"
+            raise ValueError(f"`model` must lie between 0 and {self.num_models - 1}, got {got}")
+
+
+def _check_positive(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {size}")
+
+
+def _ahead(step: np.ndarray, model: np.ndarray, max_length: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each row of sorted events, [S, n]: the index after its event's last row, int32, and what is left, int64.
+
+    What is left is one number: segments to go after this one, weighted above any number of events, plus events to go
+    in this one.
+    """
+    n = step.shape[1]
+    event_ends, segment_ends = np.ones(step.shape, bool), np.zeros(step.shape, bool)
+    event_ends[:, :-1] = step[:, 1:] != step[:, :-1]
+    segment_ends[:, :-1] = model[:, 1:] != model[:, :-1]
+    stop = _from_right(np.minimum, np.where(event_ends, np.arange(1, n + 1, dtype=np.int32), np.int32(n)))
+    events_left = _from_right(np.add, event_ends.astype(np.int64))
+    beyond = _from_right(np.maximum, np.where(segment_ends, events_left - 1, 0))
+    segments_left = _from_right(np.add, segment_ends.astype(np.int64))
+    return stop, segments_left * (max_length + 1) + events_left - beyond
+
+
+def _from_right(ufunc: np.ufunc, values: np.ndarray) -> np.ndarray:
+    return ufunc.accumulate(values[:, ::-1], axis=1)[:, ::-1]
