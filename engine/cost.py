@@ -23,8 +23,8 @@ class Saving:
 class Cost:
     """Network calls of a run, added up tick by tick.
 
-    A call of one sequence is an event; `calls` counts the events of each (model, length, rows revealed), which is all that
-    their FLOPs depend on.
+    A call of one sequence is an event; `calls` counts the events of each (model, length, rows revealed), which is all
+    that their FLOPs depend on.
     """
 
     denoisers: Mapping[str, Denoiser]

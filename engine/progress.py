@@ -8,7 +8,8 @@ import numpy as np
 from rich.console import Console, Group
 from rich.live import Live
 from rich.panel import Panel
-from rich.progress import BarColumn, Progress as RichProgress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
 from rich.text import Text
 from tokenizers import Tokenizer
 
@@ -66,9 +67,10 @@ class Lines(Progress):
         if now - self.last >= LINE_SECONDS or self.finished == self.num_samples:
             self.last = now
             share, seconds = self.revealed / self.num_masked, now - self.started
+            left = seconds / share - seconds
             print(
                 f"sampling: {share:4.0%}, {self.revealed:,} of {self.num_masked:,} tokens, "
-                f"{self.finished} of {self.num_samples} sequences, {seconds:.0f} s, {seconds / share - seconds:.0f} s left",
+                f"{self.finished} of {self.num_samples} sequences, {seconds:.0f} s, {left:.0f} s left",
                 file=self.file,
                 flush=True,
             )

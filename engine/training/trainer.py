@@ -1,7 +1,7 @@
 """The training loop: resumable to the same losses, with an averaged copy of the weights."""
 
 import json
-import os
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
+from unmask.checkpoints import load, save
+from unmask.files import replace_whole
 from unmask.training.baselines import trigram_nats, unigram_nats
-from unmask.training.bound import Bound, bound_nats, heldout_bound, mask_by_time
+from unmask.training.bound import Bound, bound_nats, heldout_bound, law_of, mask_by_time
 from unmask.training.corpus import MASK, Document, Stream, read_documents, split, train_tokenizer
 from unmask.training.model import ModelShape, TrainableDenoiser
 
@@ -86,8 +88,8 @@ class _Text:
 class Trainer:
     """One training run in a folder: `state.pt` to resume from, `log.jsonl`, and at the end a checkpoint.
 
-    A step depends only on (config, step): crops, times and masks are drawn from a generator keyed by both, so a run that
-    was killed goes on with the same losses from its last state. Files are replaced whole, never written in place.
+    A step depends only on (config, step): crops, times and masks are drawn from a generator keyed by both, so a run
+    that was killed goes on with the same losses from its last state. Files are replaced whole, never written in place.
     """
 
     def __init__(self, config: TrainConfig, folder: str | Path) -> None:
@@ -110,7 +112,7 @@ class Trainer:
             report = self._train_step()
             last = self.step == self.config.steps
             if self.step % heldout_every == 0 or last:
-                report = replace(report, heldout_bits_per_byte=self._heldout(quick=True).bits_per_byte)
+                report = replace(report, heldout_bits_per_byte=self._glance().bits_per_byte)
             if self.step % 10 == 0 or last or report.heldout_bits_per_byte is not None:
                 self._log(report)
             if self.step % state_every == 0 or last:
@@ -125,7 +127,8 @@ class Trainer:
         starts = rng.integers(0, len(self.text.train.ids) - self.config.length, self.config.batch_size)
         clean = self.text.train.crops(starts, self.config.length)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.config.dtype == "bfloat16"):
-            loss = bound_nats(self.net, mask_by_time(clean, self.shape.mask_id, rng))
+            masked = mask_by_time(clean, self.shape.mask_id, rng)
+            loss = bound_nats(self.net(masked.tokens, masked.rows), masked).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
         for optimizer in self.optimizers:
@@ -151,13 +154,14 @@ class Trainer:
         decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(self.average, list(self.net.parameters()), 1 - decay)
 
-    def _heldout(self, *, quick: bool) -> Bound:
-        windows = self.text.heldout.windows(self.config.length)
+    def _glance(self) -> Bound:
+        """The bound of the averaged weights on the first held-out windows."""
         net = TrainableDenoiser(self.shape)
         with torch.no_grad():
             for parameter, average in zip(net.parameters(), self.average, strict=True):
                 parameter.copy_(average)
-        return heldout_bound(net, windows[:128] if quick else windows, self.text.tokens_per_byte, draws=1 if quick else 8)
+        windows = self.text.heldout.windows(self.config.length)[:128]
+        return heldout_bound(net, windows, self.shape.mask_id, self.text.tokens_per_byte)
 
     # -- files ---------------------------------------------------------------------------------------------------------
 
@@ -169,11 +173,9 @@ class Trainer:
             tokenizer = Tokenizer.from_file(str(path))
         else:
             tokenizer = (
-                Tokenizer.from_file(config.tokenizer)
-                if config.tokenizer
-                else train_tokenizer(train, config.vocab_size)
+                Tokenizer.from_file(config.tokenizer) if config.tokenizer else train_tokenizer(train, config.vocab_size)
             )
-            _replace(path, lambda file: file.write_text(tokenizer.to_str()))
+            replace_whole(path, lambda file: file.write_text(tokenizer.to_str()))
         return _Text(tokenizer, Stream.encode(train, tokenizer), Stream.encode(heldout, tokenizer), heldout)
 
     def _resolve_dtype(self, config: TrainConfig) -> TrainConfig:
@@ -182,7 +184,9 @@ class Trainer:
         if path.exists():
             before = TrainConfig(**json.loads(path.read_text()))
             wanted = replace(config, dtype=before.dtype) if config.dtype == "auto" else config
-            differing = [key for key, value in asdict(before).items() if asdict(wanted)[key] != value and key != "steps"]
+            differing = [
+                key for key, value in asdict(before).items() if asdict(wanted)[key] != value and key != "steps"
+            ]
             if differing:
                 raise ValueError(
                     f"{differing[0]} must be {getattr(before, differing[0])!r} to resume the run in {self.folder}, "
@@ -191,7 +195,7 @@ class Trainer:
             config = wanted
         elif config.dtype == "auto":
             config = replace(config, dtype=_faster_dtype(config, self.text.tokenizer))
-        _replace(path, lambda file: file.write_text(json.dumps(asdict(config), indent=1)))
+        replace_whole(path, lambda file: file.write_text(json.dumps(asdict(config), indent=1)))
         return config
 
     def _save_state(self) -> None:
@@ -202,7 +206,7 @@ class Trainer:
             "average": self.average,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
-        _replace(self.folder / "state.pt", lambda file: torch.save(state, file))
+        replace_whole(self.folder / "state.pt", lambda file: torch.save(state, file))
 
     def _resume(self) -> None:
         path = self.folder / "state.pt"
@@ -216,8 +220,10 @@ class Trainer:
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         log = self.folder / "log.jsonl"
-        kept = [line for line in log.read_text().splitlines() if _logged_step(line) <= self.step] if log.exists() else []
-        _replace(log, lambda file: file.write_text("".join(line + "\n" for line in kept)))
+        kept = (
+            [line for line in log.read_text().splitlines() if _logged_step(line) <= self.step] if log.exists() else []
+        )
+        replace_whole(log, lambda file: file.write_text("".join(line + "\n" for line in kept)))
 
     def _log(self, report: Report) -> None:
         entry = {
@@ -230,21 +236,41 @@ class Trainer:
             file.write(json.dumps({key: value for key, value in entry.items() if value is not None}) + "\n")
 
     def _finish(self) -> dict:
-        bound = self._heldout(quick=False)
-        train, heldout, size = self.text.train.ids, self.text.heldout.ids, self.shape.vocab_size
-        scale = self.text.tokens_per_byte / np.log(2)
+        """Write the checkpoint, and measure it as its users will load it: `metrics.json`."""
+        self._save_checkpoint()
+        length, heldout = self.config.length, self.text.heldout
+        law = law_of(load(self.folder), 64, length)
+        bound = heldout_bound(law, heldout.windows(length), self.shape.mask_id, self.text.tokens_per_byte, draws=8)
         metrics = {
             "heldout": asdict(bound),
-            "unigram_bits_per_byte": unigram_nats(train, heldout, size) * scale,
-            "trigram_bits_per_byte": trigram_nats(train, heldout, size) * scale,
+            **self._baselines(),
             "num_parameters": sum(parameter.numel() for parameter in self.net.parameters()),
-            "train_tokens": len(train),
-            "seen_tokens": self.step * self.config.batch_size * self.config.length,
-            "train_seconds": self.seconds,
+            "train_tokens": len(self.text.train.ids),
+            "seen_tokens": self.step * self.config.batch_size * length,
+            "train_seconds": round(self.seconds, 1),
             "heldout_documents": sorted(document.name for document in self.text.heldout_documents),
         }
-        _replace(self.folder / "metrics.json", lambda file: file.write_text(json.dumps(metrics, indent=1)))
+        replace_whole(self.folder / "metrics.json", lambda file: file.write_text(json.dumps(metrics, indent=1)))
         return metrics
+
+    def _baselines(self) -> dict[str, float]:
+        ids = self.text.train.ids, self.text.heldout.ids, self.shape.vocab_size
+        scale = self.text.tokens_per_byte / math.log(2)
+        return {
+            "unigram_bits_per_byte": unigram_nats(*ids) * scale,
+            "trigram_bits_per_byte": trigram_nats(*ids) * scale,
+        }
+
+    def _save_checkpoint(self) -> None:
+        names = [name for name, _ in self.net.named_parameters()]
+        config = {**asdict(self.shape), "mlp_dim": self.shape.mlp_dim, "tie_word_embeddings": True}
+        save(
+            self.folder,
+            {**config, "name": self.folder.name},
+            dict(zip(names, self.average, strict=True)),
+            tokenizer=self.text.tokenizer,
+            dtype=torch.bfloat16,
+        )
 
 
 def _shape(config: TrainConfig, tokenizer: Tokenizer) -> ModelShape:
@@ -282,7 +308,8 @@ def _faster_dtype(config: TrainConfig, tokenizer: Tokenizer) -> str:
         for _ in range(2):
             started = time.perf_counter()
             with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
-                bound_nats(net, mask_by_time(clean, net.shape.mask_id, rng)).backward()
+                masked = mask_by_time(clean, net.shape.mask_id, rng)
+                bound_nats(net(masked.tokens, masked.rows), masked).mean().backward()
             seconds[dtype] = time.perf_counter() - started
     return min(seconds, key=seconds.__getitem__)
 
@@ -293,12 +320,3 @@ def _logged_step(line: str) -> int:
     except json.JSONDecodeError:
         # The run was killed inside this line.
         return np.iinfo(np.int64).max
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file beside `path`, flush it to the disk and rename it over `path`."""
-    temporary = path.with_name(path.name + ".part")
-    write(temporary)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -1,0 +1,478 @@
+"""Read and write checkpoints, and find out whose they are.
+
+| family   | layout                                                                           | weights     |
+|----------|----------------------------------------------------------------------------------|-------------|
+| "unmask" | folder written by `save`                                                         | as stored   |
+| "mdlm"   | hub folder (config.json with model_type "mdlm", tensors `backbone.*`)            | as stored   |
+| "mdlm"   | Lightning .ckpt with its hyper-parameters                                        | EMA, if any |
+| "sedd"   | hub folder (config.json is the hydra configuration)                              | as stored   |
+| "sedd"   | checkpoint.pth with `.hydra/config.yaml` in its folder or above, or that folder  | EMA, if any |
+
+Pickled checkpoints are read with `weights_only=True`. Lightning files also hold configuration objects of omegaconf and
+the like: inert placeholders take their names, so nothing of these libraries is imported and nothing is run.
+"""
+
+import hashlib
+import json
+import os
+import pickle
+import re
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from unmask.denoiser import Denoiser, DenoiserSpec
+from unmask.models.dit import DTYPES, DiT, Shape, tensor_shapes
+
+ASSETS = Path(__file__).parent / "assets"
+HUB_FILES = ("config.json", "model.safetensors", "pytorch_model.bin", "tokenizer.json")
+ROPE_BUFFER = "rotary_emb.inv_freq"  # published checkpoints hold it beside the parameters; it is computed here
+MASK_TOKENS = ("[MASK]", "<mask>", "<|mask|>")
+# Tokenizers of MDLM's experiments that bring their own mask token; for the others MDLM appends one.
+MASK_IDS = {"bert-base-uncased": 103, "text8": 4}
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be found, read or understood. The message names the file and what would be right."""
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """What a file holds, before it is checked: tensors without the prefix `backbone.`, configuration, origin."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    config: dict[str, Any]
+
+
+def load(
+    source: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    tokenizer: Tokenizer | str | os.PathLike[str] | None = None,
+    name: str | None = None,
+) -> Denoiser:
+    """A denoiser from a bundled name, a folder, a .ckpt / .pth file or a hub id, in this order.
+
+    `dtype` is that of weight matrices and activations. `tokenizer` replaces the checkpoint's own tokenizer.json; MDLM
+    and SEDD checkpoints bring none, and without one the denoiser works on token ids only. Their mask id is that of the
+    tokenizer's mask token if it has one, else V - 1. Raises `CheckpointError`.
+    """
+    path = _find(source)
+    stored = _read(path)
+    tokenizer = _tokenizer(tokenizer, stored.path)
+    family, shape, spec = _describe(stored, tokenizer)
+    _check(stored.path, family, stored.tensors, shape, spec["num_heads"])
+    if tokenizer is not None and tokenizer.get_vocab_size() > shape.vocab_size:
+        raise CheckpointError(
+            f"{path}: the tokenizer has {tokenizer.get_vocab_size()} ids, the model only {shape.vocab_size}"
+        )
+    parameters = {key: stored.tensors[key] for key in tensor_shapes(shape)}
+    full = DenoiserSpec(
+        family=family,
+        vocab_size=shape.vocab_size,
+        hidden_size=shape.hidden_size,
+        num_blocks=shape.num_blocks,
+        intermediate_size=shape.intermediate_size,
+        tokenizer=None if tokenizer is None else fingerprint(tokenizer),
+        num_parameters=sum(tensor.numel() for tensor in parameters.values()),
+        **spec,
+    )
+    name = name or stored.config.get("name") or Path(source).resolve().name
+    return DiT(full, parameters, dtype=dtype, device=device, tokenizer=tokenizer, name=name)
+
+
+def save(
+    folder: str | os.PathLike[str],
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    *,
+    tokenizer: Tokenizer | str | os.PathLike[str] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Path:
+    """Write a checkpoint of family "unmask": config.json, model.safetensors and, with a tokenizer, tokenizer.json.
+
+    `config` holds vocab_size, mask_id, hidden_dim, n_blocks, n_heads, mlp_dim, model_length, tie_word_embeddings and
+    optionally name; `tensors` is checked against it. Matrices are stored in `dtype`, vectors in fp32. A new folder
+    appears complete or not at all; in an existing one each file is replaced atomically, the weights last, and other
+    files stay.
+    """
+    folder = Path(folder)
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {[str(d) for d in DTYPES]}, got {dtype}")
+    config = {"model_type": "unmask", **config}
+    shape, spec = _describe_unmask(_Stored(folder, dict(tensors), config))
+    _check(folder, "unmask", tensors, shape, spec["num_heads"])
+    stored = {
+        name: tensor.detach().to("cpu", dtype if tensor.ndim > 1 else torch.float32).contiguous()
+        for name, tensor in tensors.items()
+    }
+    tokenizer = _tokenizer(tokenizer, None)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        if tokenizer is not None:
+            (made / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
+        (made / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        save_file(stored, made / "model.safetensors", metadata={"format": "pt"})
+        _publish(made, folder)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    return folder
+
+
+def fingerprint(tokenizer: Tokenizer) -> str:
+    """"sha256:" and 12 hex digits of the tokenizer's JSON; equal for equal files."""
+    canonical = json.dumps(json.loads(tokenizer.to_str()), sort_keys=True)
+    return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Finding and reading files
+
+
+def _find(source: str | os.PathLike[str]) -> Path:
+    text = os.fspath(source)
+    bundled = sorted(p.parent.name for p in ASSETS.glob("*/config.json"))
+    if text in bundled:
+        return ASSETS / text
+    if Path(text).exists():
+        return Path(text)
+    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", text):
+        return _download(text)
+    raise CheckpointError(
+        f"no checkpoint {text!r}: it is neither a bundled model ({', '.join(bundled) or 'there are none'}), nor a file "
+        "or folder, nor a hub id like 'kuleshov-group/mdlm-owt'"
+    )
+
+
+def _download(hub_id: str) -> Path:
+    import huggingface_hub  # half a second, and only needed here
+
+    try:
+        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=list(HUB_FILES)))
+    except huggingface_hub.errors.RepositoryNotFoundError as error:
+        raise CheckpointError(f"{hub_id!r} is neither a folder nor a public model on the Hugging Face hub") from error
+    except (huggingface_hub.errors.HfHubHTTPError, huggingface_hub.errors.LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(
+            f"{hub_id!r} is not a folder, and the Hugging Face hub cannot be reached to look for it there: {error}"
+        ) from error
+
+
+def _read(path: Path) -> _Stored:
+    if path.is_dir():
+        local = path / "checkpoints-meta" / "checkpoint.pth"  # the layout of a SEDD training run
+        if not (path / "config.json").exists() and local.exists():
+            return _read_pickle(local)
+        return _read_folder(path)
+    if path.suffix in (".ckpt", ".pth", ".pt"):
+        return _read_pickle(path)
+    raise CheckpointError(f"{path}: a checkpoint is a folder or a .ckpt, .pth or .pt file")
+
+
+def _read_folder(path: Path) -> _Stored:
+    config = _read_json(path / "config.json")
+    weights, pickled = path / "model.safetensors", path / "pytorch_model.bin"
+    if weights.exists():
+        try:
+            return _Stored(path, _strip(load_file(weights)), config)
+        except (safetensors.SafetensorError, OSError) as error:
+            raise CheckpointError(f"{weights}: truncated, or not a safetensors file: {error}") from error
+    if pickled.exists():
+        return _Stored(path, _strip(_unpickle(pickled)), config)
+    raise CheckpointError(f"{path}: there is no {weights.name} and no {pickled.name}")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path.parent}: there is no {path.name}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path}: must hold a JSON object, got {type(config).__name__}")
+    return config
+
+
+def _read_pickle(path: Path) -> _Stored:
+    """A Lightning checkpoint (state_dict, ema, hyper_parameters) or SEDD's (model, ema), with the averaged weights."""
+    content = _unpickle(path)
+    key = next((key for key in ("state_dict", "model") if isinstance(content.get(key), Mapping)), None)
+    if key is None:
+        raise CheckpointError(f"{path}: must hold 'state_dict' (Lightning) or 'model' (SEDD), got {sorted(content)}")
+    tensors = _strip(content[key])
+    if content.get("ema"):
+        tensors = _averaged(path, tensors, content["ema"])
+    config = _plain(content.get("hyper_parameters"))
+    config = config.get("config", config) if isinstance(config, dict) else None
+    return _Stored(path, tensors, config or _config_beside(path))
+
+
+def _averaged(path: Path, tensors: dict[str, Tensor], ema: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The averaged weights are a bare list in the order of `parameters()`: that of the state dict without buffers."""
+    names = [name for name in tensors if name != ROPE_BUFFER]
+    shadow = ema.get("shadow_params")
+    if not isinstance(shadow, list) or len(shadow) != len(names):
+        got = f"{len(shadow)} tensors" if isinstance(shadow, list) else type(shadow).__name__
+        raise CheckpointError(f"{path}: ema.shadow_params must be a list of {len(names)} tensors, got {got}")
+    return dict(zip(names, shadow, strict=True))
+
+
+def _config_beside(path: Path) -> dict[str, Any]:
+    """The configuration of a run, from the checkpoint's folder or the one above."""
+    for folder in (path.parent, path.parent.parent):
+        if (folder / "config.json").exists():
+            return _read_json(folder / "config.json")
+        if (folder / ".hydra" / "config.yaml").exists():
+            import yaml  # comes with huggingface_hub, and only needed here
+
+            return yaml.safe_load((folder / ".hydra" / "config.yaml").read_text(encoding="utf-8"))
+    raise CheckpointError(f"{path}: holds no configuration, and has no config.json or .hydra/config.yaml beside it")
+
+
+def _strip(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {name.removeprefix("backbone."): t for name, t in tensors.items() if isinstance(t, Tensor)}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pickles
+
+
+class _Inert:
+    """Stands in for an object of a library that is not needed: keeps its state, does nothing."""
+
+    state: Any = None
+
+    def __new__(cls, *args: Any, **kwargs: Any):
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+# Names that may occur beside the tensors of a training checkpoint. They are never imported, only stood in for.
+_HARMLESS = re.compile(
+    r"(omegaconf|transformers|tokenizers|lightning|lightning_fabric|pytorch_lightning|torchmetrics|typing|pathlib)\..+"
+    r"|collections\.defaultdict|builtins\.(dict|list|tuple|str|int|float|bool|object)"
+)
+
+
+def _unpickle(path: Path) -> dict[str, Any]:
+    if not zipfile.is_zipfile(path):
+        raise CheckpointError(f"{path}: truncated, or not written by torch.save")
+    try:
+        names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+        refused = [name for name in names if not _HARMLESS.fullmatch(name)]
+        if refused:
+            raise CheckpointError(f"{path}: refused, as unpickling it could run code: it names {', '.join(refused)}")
+        inert: list[Callable | tuple[Callable, str]] = [(type("Inert", (_Inert,), {}), name) for name in names]
+        with torch.serialization.safe_globals(inert):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{path}: truncated, or not a plain checkpoint: {error}") from error
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path}: must hold a dictionary, got {type(content).__name__}")
+    return dict(content)
+
+
+def _plain(node: Any) -> Any:
+    """Dictionaries, lists and values out of inert omegaconf nodes, which keep them in `_content` and `_val`."""
+    if isinstance(node, _Inert) and isinstance(node.state, dict):
+        return _plain(node.state.get("_content", node.state.get("_val")))
+    if isinstance(node, Mapping):
+        return {key: _plain(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_plain(value) for value in node]
+    return node
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Families
+
+
+def _describe(stored: _Stored, tokenizer: Tokenizer | None) -> tuple[str, Shape, dict[str, Any]]:
+    """(family, sizes, the other fields of a `DenoiserSpec`)."""
+    config = stored.config
+    if config.get("model_type") == "unmask":
+        return "unmask", *_describe_unmask(stored)
+    if config.get("model_type") == "mdlm":
+        return "mdlm", *_describe_mdlm(stored, tokenizer)
+    if isinstance(config.get("model"), dict):
+        family = "sedd" if "graph" in config or config.get("parameterization") == "sedd" else "mdlm"
+        return family, *_describe_hydra(stored, tokenizer)
+    raise CheckpointError(
+        f"{stored.path}: unknown family: model_type must be 'unmask' or 'mdlm', or the configuration must be a hydra "
+        f"one with 'model' in it (MDLM, SEDD); got model_type {config.get('model_type')!r} and keys {sorted(config)}"
+    )
+
+
+def _describe_unmask(stored: _Stored) -> tuple[Shape, dict[str, Any]]:
+    sizes = ("vocab_size", "hidden_dim", "n_blocks", "mlp_dim", "tie_word_embeddings")
+    *sizes, mask_id, num_heads, length = _need(stored, *sizes, "mask_id", "n_heads", "model_length")
+    vocab_size, dim, num_blocks, mlp, tied = sizes
+    shape = Shape(vocab_size, dim, num_blocks, mlp, tied=bool(tied))
+    return shape, {"mask_id": mask_id, "num_heads": num_heads, "max_length": length}
+
+
+def _describe_mdlm(stored: _Stored, tokenizer: Tokenizer | None) -> tuple[Shape, dict[str, Any]]:
+    keys = ("vocab_size", "hidden_dim", "n_blocks", "n_heads", "model_length", "time_conditioning")
+    vocab_size, dim, num_blocks, num_heads, length, conditioned = _need(stored, *keys)
+    return _published_shape(stored, vocab_size, dim, num_blocks), {
+        "mask_id": _mask_id(stored.config, vocab_size, tokenizer),
+        "num_heads": num_heads,
+        "max_length": length,
+        "time_conditioned": bool(conditioned),
+    }
+
+
+def _describe_hydra(stored: _Stored, tokenizer: Tokenizer | None) -> tuple[Shape, dict[str, Any]]:
+    """The configuration of a training run: MDLM's code base (which trains SEDD too) or SEDD's own."""
+    config = stored.config
+    keys = ("model.hidden_size", "model.n_blocks", "model.n_heads", "model.length")
+    if "graph" in config:
+        *sizes, tokens, graph, noise = _need(stored, *keys, "tokens", "graph.type", "noise.type")
+        _must(stored, "graph.type", graph, "absorb")
+        vocab_size, conditioned, mask_id = tokens + 1, True, tokens
+    else:
+        *sizes, conditioned, parameterization = _need(stored, *keys, "time_conditioning", "parameterization")
+        _must(stored, "parameterization", parameterization, "subs", "sedd")
+        noise = _get(config, "noise.type")
+        vocab_size = _size(stored, "vocab_embed.embedding", "output_layer.linear.bias")
+        if vocab_size is None:
+            raise CheckpointError(f"{stored.path}: missing vocab_embed.embedding and output_layer.linear.bias")
+        mask_id = _mask_id(config, vocab_size, tokenizer)
+    if conditioned:
+        _must(stored, "noise.type", noise, "loglinear")
+    dim, num_blocks, num_heads, length = sizes
+    spec = {"mask_id": mask_id, "num_heads": num_heads, "max_length": length, "time_conditioned": bool(conditioned)}
+    return _published_shape(stored, vocab_size, dim, num_blocks), spec
+
+
+def _published_shape(stored: _Stored, vocab_size: int, dim: int, num_blocks: int) -> Shape:
+    """Sizes that the tensors know best: the default of cond_dim in the published MDLMConfig (129) is not its value."""
+    cond_dim = _size(stored, "sigma_map.mlp.2.bias", "sigma_map.mlp.0.weight")
+    mlp = _size(stored, "blocks.0.mlp.0.weight", "blocks.0.mlp.0.bias") or 4 * dim
+    return Shape(vocab_size, dim, num_blocks, mlp, cond_dim or stored.config.get("cond_dim") or 128)
+
+
+def _mask_id(config: Mapping[str, Any], vocab_size: int, tokenizer: Tokenizer | None) -> int:
+    """As MDLM does: the tokenizer's mask token if it has one, else one id after the last."""
+    for key in ("mask_id", "mask_token_id", "mask_index"):
+        if isinstance(config.get(key), int):
+            return config[key]
+    if tokenizer is not None:
+        found = [tokenizer.token_to_id(token) for token in MASK_TOKENS]
+        return next((i for i in found if i is not None), vocab_size - 1)
+    return MASK_IDS.get(_get(config, "data.tokenizer_name_or_path"), vocab_size - 1)
+
+
+def _size(stored: _Stored, *names: str) -> int | None:
+    """The leading size of the first of these tensors that there is."""
+    return next((stored.tensors[n].shape[0] for n in names if n in stored.tensors and stored.tensors[n].ndim), None)
+
+
+def _get(config: Mapping[str, Any], dotted: str) -> Any:
+    value: Any = config
+    for key in dotted.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def _need(stored: _Stored, *keys: str) -> list[Any]:
+    values = [_get(stored.config, key) for key in keys]
+    missing = [key for key, value in zip(keys, values, strict=True) if value is None]
+    if missing:
+        raise CheckpointError(f"{stored.path}: the configuration lacks {', '.join(missing)}")
+    for key, value in zip(keys, values, strict=True):
+        if not isinstance(value, int) and key.split(".")[-1] not in ("type", "parameterization"):
+            raise CheckpointError(f"{stored.path}: {key} in the configuration must be an integer, got {value!r}")
+    return values
+
+
+def _must(stored: _Stored, key: str, got: Any, *supported: str) -> None:
+    if got not in supported:
+        raise CheckpointError(f"{stored.path}: {key} must be one of {', '.join(supported)}; got {got!r}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Checks and the rest
+
+
+def _check(path: Path, family: str, tensors: Mapping[str, Tensor], shape: Shape, num_heads: int) -> None:
+    """Raise one error that lists every missing, extra and misshapen tensor."""
+    expected = tensor_shapes(shape)
+    known = expected | {ROPE_BUFFER: (shape.hidden_size // num_heads // 2,)}
+    faults = [f"missing {name} {list(expected[name])}" for name in sorted(expected.keys() - tensors.keys())]
+    faults += [f"extra {name} {list(tensors[name].shape)}" for name in sorted(tensors.keys() - known.keys())]
+    faults += [
+        f"misshapen {name}: got {list(tensors[name].shape)}, expected {list(known[name])}"
+        for name in sorted(tensors.keys() & known.keys())
+        if tuple(tensors[name].shape) != known[name]
+    ]
+    faults += [
+        f"not floating point {name}: got {tensors[name].dtype}"
+        for name in sorted(tensors.keys() & expected.keys())
+        if not tensors[name].is_floating_point()
+    ]
+    if faults:
+        raise CheckpointError(f"{path}: the tensors are not those of this {family} model:\n  " + "\n  ".join(faults))
+
+
+def _tokenizer(given: Tokenizer | str | os.PathLike[str] | None, path: Path | None) -> Tokenizer | None:
+    """The given tokenizer, or the one beside the weights."""
+    if isinstance(given, Tokenizer):
+        return given
+    if given is None:
+        file = path / "tokenizer.json" if path is not None and path.is_dir() else None
+        if file is None or not file.exists():
+            return None
+    else:
+        file = Path(given) / "tokenizer.json" if Path(given).is_dir() else Path(given)
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises plain Exception
+        raise CheckpointError(f"{file}: not a tokenizer.json: {error}") from error
+
+
+def _publish(made: Path, folder: Path) -> None:
+    """Move the finished files of `made` to `folder`, after they have reached the disk."""
+    for file in made.iterdir():
+        _sync(file)
+    _sync(made)
+    if not folder.exists():
+        made.chmod(0o777 & ~_umask())
+        os.rename(made, folder)
+    else:
+        for file in sorted(made.iterdir(), key=lambda file: file.name == "model.safetensors"):
+            os.replace(file, folder / file.name)
+        _sync(folder)
+    _sync(folder.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

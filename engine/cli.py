@@ -1,0 +1,276 @@
+"""The `unmask` command. Results go to standard output, progress and messages to standard error."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Exact, fast sampling from masked diffusion language models.",
+)
+
+BUNDLED_PAIR = ("heavy=sotu-heavy", "light=sotu-light")
+SANDWICH = "light:12.5% heavy:75% light:12.5%"
+
+Model = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="[NAME=]SOURCE",
+        help="A denoiser: bundled name, checkpoint folder or file, or hub id. Give it once for each model. "
+        f"[default: the bundled pair, {' '.join(BUNDLED_PAIR)}]",
+    ),
+]
+ScheduleText = Annotated[
+    str | None,
+    typer.Option(
+        "--schedule",
+        metavar="SEGMENTS",
+        help="Which model takes which steps, in steps (light:32 heavy:192 light:32) or percent. "
+        f"[default: {SANDWICH} for the bundled pair]",
+    ),
+]
+RevealText = Annotated[
+    str,
+    typer.Option(
+        "--reveal",
+        metavar="POLICY",
+        help="When positions are revealed: ancestral:STEPS[:linear|cosine], first-hitting, fixed:STEPS, left-to-right.",
+    ),
+]
+NumSamples = Annotated[int, typer.Option("--num-samples", "-n", help="How many samples.")]
+Length = Annotated[int | None, typer.Option(help="Tokens of each sample. [default: the models' maximum]")]
+Seed = Annotated[int, typer.Option(help="Unsigned 64-bit seed.")]
+PromptText = Annotated[
+    str | None,
+    typer.Option("--prompt", help="Text at the start; <mask> and <mask:12> leave 1 and 12 tokens to fill in."),
+]
+SuffixText = Annotated[str | None, typer.Option("--suffix", help="Text at the end.")]
+MaxBatch = Annotated[int, typer.Option(help="Sequences of one network call.")]
+Temperature = Annotated[float, typer.Option(help="Divides the logits; 0 takes the likeliest token.")]
+Dtype = Annotated[str, typer.Option(help="float32 or bfloat16.")]
+Device = Annotated[str, typer.Option(help="Where the models live: cpu, cuda.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads. [default: torch's choice]")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+
+
+@app.command(
+    epilog="Example:  unmask sample -n 4 --prompt 'My fellow Americans' --reveal ancestral:64 --out texts.jsonl"
+)
+def sample(
+    model: Model = None,
+    schedule: ScheduleText = None,
+    reveal: RevealText = "ancestral:256",
+    num_samples: NumSamples = 8,
+    length: Length = None,
+    seed: Seed = 0,
+    prompt: PromptText = None,
+    suffix: SuffixText = None,
+    temperature: Temperature = 1.0,
+    max_batch: MaxBatch = 16,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    threads: Threads = None,
+    out: Annotated[Path | None, typer.Option(help="Also save to this .jsonl or .parquet file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Sample texts, by default eight from the bundled pair, and watch them unmask."""
+    from unmask.samples import check_path
+
+    if out is not None:
+        check_path(out)
+    sampler = _sampler(model, schedule, reveal, temperature, max_batch, dtype, device, threads)
+    view = _view(sampler)
+    samples = sampler.sample(num_samples, length, seed=seed, prompt=prompt, suffix=suffix, progress=view)
+    if out is not None:
+        samples.save(out)
+    if as_json:
+        print(json.dumps(samples.to_json()))
+        return
+    for one in samples:
+        print(f"--- {one.index} ---\n{one.text if one.text is not None else one.tokens.tolist()}\n")
+    _tell_stats(samples)
+
+
+@app.command(
+    epilog="Example:  unmask plan -n 64 --length 256 --reveal ancestral:1000 --schedule 'light:125 heavy:750 light:125'"
+)
+def plan(
+    model: Model = None,
+    schedule: ScheduleText = None,
+    reveal: RevealText = "ancestral:256",
+    num_samples: NumSamples = 8,
+    length: Length = None,
+    seed: Seed = 0,
+    prompt: PromptText = None,
+    suffix: SuffixText = None,
+    max_batch: MaxBatch = 16,
+    as_json: AsJson = False,
+) -> None:
+    """Count the network calls, ticks and FLOPs of a run without running it."""
+    sampler = _sampler(model, schedule, reveal, 1.0, max_batch, "float32", "cpu", None)
+    planned = sampler.plan(num_samples, length, seed=seed, prompt=prompt, suffix=suffix)
+    print(json.dumps(planned.to_json()) if as_json else planned)
+
+
+@app.command(epilog="Example:  unmask info --json")
+def info(as_json: AsJson = False) -> None:
+    """Show versions, this machine, the bundled models, and which implementation serves each operator and why."""
+    from unmask.info import collect
+
+    facts = collect()
+    if as_json:
+        print(json.dumps(facts))
+        return
+    console = Console()
+    machine = Table("machine", "", box=None, header_style="bold")
+    for key, value in facts["machine"].items():
+        machine.add_row(key, str(value))
+    operators = Table("operator", "implementation", "", "why", box=None, header_style="bold")
+    for line in facts["operators"]:
+        mark = "serves" if line["picked"] else "usable" if line["usable"] else "no"
+        operators.add_row(line["operator"], line["implementation"], mark, line["reason"])
+    models = Table("bundled model", "parameters", "blocks", "hidden", "ids", "length", box=None, header_style="bold")
+    for line in facts["models"]:
+        sizes = (line[key] for key in ("num_blocks", "hidden_size", "vocab_size", "max_length"))
+        models.add_row(line["name"], f"{line['num_parameters']:,}", *map(str, sizes))
+    for table in (machine, operators, models):
+        console.print(table)
+        console.print()
+
+
+@app.command(epilog="Example:  unmask train --data speeches/ --out runs/light --blocks 4 --steps 2000")
+def train(
+    out: Annotated[Path, typer.Option(help="Folder of the run; an interrupted run in it goes on where it stopped.")],
+    data: Annotated[str, typer.Option(help="A folder of .txt files, or 'sotu' for the package of that name.")] = "sotu",
+    tokenizer: Annotated[Path | None, typer.Option(help="Share this tokenizer.json instead of training one.")] = None,
+    vocab_size: Annotated[int, typer.Option(help="Ids of a new tokenizer, end of text and mask among them.")] = 2048,
+    blocks: Annotated[int, typer.Option(help="Transformer blocks.")] = 12,
+    hidden_dim: Annotated[int, typer.Option(help="Width.")] = 128,
+    heads: Annotated[int, typer.Option(help="Attention heads.")] = 2,
+    length: Annotated[int, typer.Option(help="Tokens of a training window.")] = 256,
+    steps: Annotated[int, typer.Option(help="Optimiser steps in all; may be changed when a run goes on.")] = 5000,
+    batch_size: Annotated[int, typer.Option(help="Windows per step.")] = 32,
+    learning_rate: Annotated[float, typer.Option(help="After warm-up; it falls to zero at the end.")] = 0.012,
+    heldout_share: Annotated[float, typer.Option(help="Share of the documents that is held out.")] = 0.05,
+    seed: Annotated[int, typer.Option(help="Of the weights, windows and masks.")] = 0,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, or auto: the faster on this machine.")] = "auto",
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a denoiser on text: tokenizer, training with held-out bounds, checkpoint."""
+    from unmask.training.progress import follow
+    from unmask.training.trainer import TrainConfig, Trainer
+
+    _set_threads(threads)
+    config = TrainConfig(
+        data=data,
+        tokenizer=str(tokenizer) if tokenizer else None,
+        vocab_size=vocab_size,
+        blocks=blocks,
+        hidden_dim=hidden_dim,
+        heads=heads,
+        length=length,
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        heldout_share=heldout_share,
+        seed=seed,
+        dtype=dtype,
+    )
+    trainer = Trainer(config, out)
+    with follow(trainer) as on_step:
+        metrics = trainer.run(on_step)
+    if as_json:
+        print(json.dumps(metrics))
+    else:
+        print(f"{out}: held-out bound {metrics['heldout']['bits_per_byte']:.3f} bits per byte")
+        print(
+            f"baselines: unigram {metrics['unigram_bits_per_byte']:.3f}, trigram {metrics['trigram_bits_per_byte']:.3f}"
+        )
+
+
+def main() -> None:
+    """Entry point: an error a user can mend is one line on standard error and exit status 2."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        print("unmask: stopped", file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, TypeError, RuntimeError, OSError) as error:
+        print(f"unmask: error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _sampler(
+    model: list[str] | None,
+    schedule: str | None,
+    reveal: str,
+    temperature: float,
+    max_batch: int,
+    dtype: str,
+    device: str,
+    threads: int | None,
+) -> Any:
+    import torch
+
+    import unmask
+    from unmask.reveal import parse
+
+    _set_threads(threads)
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype must be float32 or bfloat16, got {dtype!r}")
+    if schedule is None and not model:
+        schedule = SANDWICH
+    policy, choose = parse(reveal), unmask.Categorical(temperature)
+    named = [_name_source(text) for text in model or BUNDLED_PAIR]
+    names = [name for name, _ in named]
+    if len(set(names)) < len(names):
+        raise ValueError(f"model names must differ, got {', '.join(names)}; write NAME=SOURCE")
+    models = {name: unmask.load(source, dtype=getattr(torch, dtype), device=device) for name, source in named}
+    return unmask.Sampler(models, schedule=schedule, reveal=policy, choose=choose, max_batch=max_batch)
+
+
+def _name_source(text: str) -> tuple[str, str]:
+    name, equals, source = text.partition("=")
+    return (name, source) if equals else (Path(text).name, text)
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is None:
+        return
+    import torch
+
+    if threads < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}")
+    torch.set_num_threads(threads)
+
+
+def _view(sampler: Any) -> Any:
+    from unmask.progress import Progress, Unmasking
+
+    if sys.stderr.isatty() and sampler.tokenizer is not None:
+        return Unmasking(Console(stderr=True), sampler.tokenizer, sampler.mask_id)
+    return Progress.on_stderr()
+
+
+def _tell_stats(samples: Any) -> None:
+    stats = samples.stats
+    nfe = ", ".join(f"{name} {value:.1f}" for name, value in stats.nfe.items())
+    revealed = int((samples.reveal_step >= 0).sum())
+    print(
+        f"{len(samples)} samples, {revealed:,} tokens in {stats.seconds['total']:.1f} s "
+        f"({revealed / stats.seconds['total']:.0f} tokens/s); network calls per sequence: {nfe}; "
+        f"{stats.num_ticks} ticks, {stats.occupancy:.0%} full; "
+        f"{stats.cost.saving.without_head:.1%} of block FLOPs saved",
+        file=sys.stderr,
+    )

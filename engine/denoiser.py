@@ -1,0 +1,242 @@
+"""The seam between the sampling loop and a network."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, groupby
+from typing import NamedTuple
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from unmask.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class DenoiserSpec:
+    """What the sampler must know of a network.
+
+    `shift`: the hidden row of position i - 1 predicts position i (and position 0 is predicted by its own row), as in
+    models converted from autoregressive ones. `time_conditioned`: the network reads `Batch.mask_rate`. `tokenizer`: a
+    fingerprint of the tokenizer, None when there is none. `num_parameters` counts shared tensors once.
+    """
+
+    family: str
+    vocab_size: int
+    mask_id: int
+    hidden_size: int
+    num_blocks: int
+    num_heads: int
+    intermediate_size: int
+    max_length: int
+    shift: bool = False
+    time_conditioned: bool = False
+    tokenizer: str | None = None
+    num_parameters: int = 0
+
+    def __post_init__(self):
+        for field in ("vocab_size", "hidden_size", "num_heads", "max_length"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} must be positive, got {getattr(self, field)}")
+        if not 0 <= self.mask_id < self.vocab_size:
+            raise ValueError(f"mask_id must be in [0, vocab_size = {self.vocab_size}), got {self.mask_id}")
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"hidden_size must be a multiple of num_heads = {self.num_heads}, got {self.hidden_size}")
+
+
+class Run(NamedTuple):
+    """Neighbouring sequences of a batch with equal length and equal number of queries: they make a dense view."""
+
+    sequences: slice
+    queries: slice
+    keys: slice
+
+    @property
+    def num_sequences(self) -> int:
+        return self.sequences.stop - self.sequences.start
+
+
+def runs(lengths: tuple[int, ...], counts: tuple[int, ...]) -> list[Run]:
+    """Cut a packed batch into `Run`s. Sequence i has `lengths[i]` keys and `counts[i]` queries."""
+    found, sequence, query, key = [], 0, 0, 0
+    for (length, count), group in groupby(zip(lengths, counts, strict=True)):
+        n = sum(1 for _ in group)
+        found.append(
+            Run(slice(sequence, sequence + n), slice(query, query + n * count), slice(key, key + n * length))
+        )
+        sequence, query, key = sequence + n, query + n * count, key + n * length
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """The input of one network call: sequences back to back, no padding.
+
+    tokens: int64 [T]. lengths: of each sequence, summing to T. rows: int64 [R], flat indices into `tokens` of the
+    positions to predict, ascending, grouped by sequence. row_counts: rows of each sequence, summing to R.
+    mask_rate: float32 [B] in (0, 1], read by time-conditioned denoisers only.
+    """
+
+    tokens: Tensor
+    lengths: tuple[int, ...]
+    rows: Tensor
+    row_counts: tuple[int, ...]
+    mask_rate: Tensor
+
+    def __post_init__(self):
+        num = len(self.lengths)
+        if len(self.row_counts) != num or self.mask_rate.shape != (num,):
+            raise ValueError(
+                f"lengths, row_counts and mask_rate must describe the same sequences, got {num}, "
+                f"{len(self.row_counts)} and shape {list(self.mask_rate.shape)}"
+            )
+        for name, flat, sizes in (("tokens", self.tokens, self.lengths), ("rows", self.rows, self.row_counts)):
+            if flat.dtype != torch.int64 or flat.shape != (sum(sizes),):
+                raise ValueError(f"{name} must be int64 [{sum(sizes)}], got {flat.dtype} {list(flat.shape)}")
+
+    @cached_property
+    def token_runs(self) -> list[Run]:
+        """Runs in which every position is queried."""
+        return runs(self.lengths, self.lengths)
+
+    @cached_property
+    def row_runs(self) -> list[Run]:
+        """Runs in which only `rows` are queried."""
+        return runs(self.lengths, self.row_counts)
+
+    def shifted_rows(self) -> Tensor:
+        """int64 [R]: the hidden row that predicts each of `rows` when a model's `shift` is set (see `DenoiserSpec`)."""
+        starts = torch.tensor([0, *accumulate(self.lengths)][:-1])
+        first = torch.repeat_interleave(starts, torch.tensor(self.row_counts))
+        return torch.maximum(self.rows - 1, first.to(self.rows.device))
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """hidden @ weight.T + bias are the logits. weight [V, D]; bias [V] or None.
+
+    `weight` None: the hidden rows are the logits themselves, D = V, and there is no bias.
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Floating-point operations of the products (a multiply-add is 2): linear layers, attention, LM head."""
+
+    blocks: int
+    attention: int
+    head: int
+
+    def __add__(self, other: "Flops") -> "Flops":
+        return Flops(self.blocks + other.blocks, self.attention + other.attention, self.head + other.head)
+
+    def __mul__(self, times: int) -> "Flops":
+        return Flops(self.blocks * times, self.attention * times, self.head * times)
+
+    __rmul__ = __mul__
+
+    @property
+    def total(self) -> int:
+        return self.blocks + self.attention + self.head
+
+
+class Denoiser(ABC):
+    """A network for masked positions, split where the sampler needs it: hidden rows here, the head in a kernel."""
+
+    spec: DenoiserSpec
+    head: Head
+    tokenizer: Tokenizer | None
+    name: str
+
+    @abstractmethod
+    def buffers(self, max_tokens: int, max_rows: int, max_batch: int) -> dict[str, tuple[int, torch.dtype]]:
+        """What `hidden` asks of a `Workspace` for batches within these limits: name -> (elements, dtype)."""
+
+    @abstractmethod
+    def hidden(self, batch: Batch, workspace: Workspace) -> Tensor:
+        """Rows [R, D] after the final norm, in the order of `batch.rows`; valid until the next call."""
+
+    @abstractmethod
+    def flops(self, length: int, num_rows: int) -> Flops:
+        """Cost of one network call for one sequence of `length` tokens of which `num_rows` are predicted."""
+
+    def chunks(self, batch: Batch, workspace: Workspace) -> Iterator[tuple[slice, Tensor]]:
+        """The hidden rows piece by piece, each with the slice of the batch's rows that it covers, in order."""
+        yield slice(0, len(batch.rows)), self.hidden(batch, workspace)
+
+
+class LogitsDenoiser(Denoiser):
+    """A model that can only return logits: works everywhere, and computes more than is needed.
+
+    `logits`: tokens int64 [B, L] -> logits [B, L, V]; with `spec.time_conditioned` it is called with
+    (tokens, mask_rate float32 [B]). Its head is the identity (`Head(None)`). `chunks` bounds the memory: it calls the
+    model with as many equally long sequences as keep its logits within `max_bytes` of fp32 (at least one sequence),
+    and no two chunks are alive at once unless the caller keeps them. `hidden` holds all R rows [R, V].
+    """
+
+    def __init__(
+        self,
+        logits: Callable[..., Tensor],
+        spec: DenoiserSpec,
+        *,
+        tokenizer: Tokenizer | None = None,
+        name: str = "logits",
+        max_bytes: int = 256 << 20,
+    ):
+        self.logits, self.spec, self.tokenizer, self.name, self.max_bytes = logits, spec, tokenizer, name, max_bytes
+        self.head = Head(None)
+
+    def buffers(self, max_tokens: int, max_rows: int, max_batch: int) -> dict[str, tuple[int, torch.dtype]]:
+        """Nothing: the wrapped model allocates its own logits."""
+        return {}
+
+    def hidden(self, batch: Batch, workspace: Workspace) -> Tensor:
+        pieces = [rows for _, rows in self.chunks(batch, workspace)]
+        return torch.cat(pieces) if pieces else torch.empty(0, self.spec.vocab_size, device=batch.rows.device)
+
+    @torch.no_grad()
+    def chunks(self, batch: Batch, workspace: Workspace) -> Iterator[tuple[slice, Tensor]]:
+        sources = batch.shifted_rows() if self.spec.shift else batch.rows
+        row_ends = [0, *accumulate(batch.row_counts)]
+        for run in batch.token_runs:
+            length = batch.lengths[run.sequences.start]
+            step = max(1, self.max_bytes // (4 * self.spec.vocab_size * length))
+            for first in range(run.sequences.start, run.sequences.stop, step):
+                last = min(first + step, run.sequences.stop)
+                start = run.keys.start + (first - run.sequences.start) * length
+                rows = slice(row_ends[first], row_ends[last])
+                if rows.start < rows.stop:
+                    tokens = batch.tokens[start : start + (last - first) * length].view(-1, length)
+                    logits = self._call(tokens, batch.mask_rate[first:last])
+                    yield rows, logits.reshape(-1, self.spec.vocab_size)[sources[rows] - start]
+
+    def _call(self, tokens: Tensor, mask_rate: Tensor) -> Tensor:
+        logits = self.logits(tokens, mask_rate) if self.spec.time_conditioned else self.logits(tokens)
+        expected = (*tokens.shape, self.spec.vocab_size)
+        if logits.shape != expected:
+            raise ValueError(f"the logits of {self.name!r} must be {list(expected)}, got {list(logits.shape)}")
+        return logits
+
+    def flops(self, length: int, num_rows: int) -> Flops:
+        """An estimate, as nothing is known of the model: two operations for each parameter and position."""
+        return Flops(blocks=2 * self.spec.num_parameters * length, attention=0, head=0)
+
+
+def check_same_tokens(denoisers: Mapping[str, Denoiser]) -> None:
+    """Raise ValueError unless all denoisers agree on what a token id means: vocabulary size, mask id and tokenizer.
+
+    A denoiser without a tokenizer agrees with any tokenizer.
+    """
+    for field in ("vocab_size", "mask_id", "tokenizer"):
+        known = [(name, getattr(d.spec, field)) for name, d in denoisers.items() if getattr(d.spec, field) is not None]
+        for name, value in known[1:]:
+            if value != known[0][1]:
+                raise ValueError(
+                    f"models of one run must share {field}, got {known[0][1]!r} for {known[0][0]!r} "
+                    f"and {value!r} for {name!r}"
+                )
