@@ -11,7 +11,7 @@
 
 from unmask import kernels
 
-# from unmask.checkpoints import load
+from unmask.checkpoints import load
 from unmask.choose import Categorical
 from unmask.denoiser import Batch, Denoiser, DenoiserSpec, Flops, Head, LogitsDenoiser
 from unmask.kernels.sample_head import NonFiniteLogits

@@ -132,6 +132,11 @@ def save(
     return folder
 
 
+def bundled() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(path.parent.name for path in ASSETS.glob("*/config.json"))
+
+
 def fingerprint(tokenizer: Tokenizer) -> str:
     """"sha256:" and 12 hex digits of the tokenizer's JSON; equal for equal files."""
     canonical = json.dumps(json.loads(tokenizer.to_str()), sort_keys=True)
@@ -144,29 +149,28 @@ def fingerprint(tokenizer: Tokenizer) -> str:
 
 def _find(source: str | os.PathLike[str]) -> Path:
     text = os.fspath(source)
-    bundled = sorted(p.parent.name for p in ASSETS.glob("*/config.json"))
-    if text in bundled:
+    if text in bundled():
         return ASSETS / text
     if Path(text).exists():
         return Path(text)
     if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", text):
         return _download(text)
     raise CheckpointError(
-        f"no checkpoint {text!r}: it is neither a bundled model ({', '.join(bundled) or 'there are none'}), nor a file "
-        "or folder, nor a hub id like 'kuleshov-group/mdlm-owt'"
+        f"no checkpoint {text!r}: it is neither a bundled model ({', '.join(bundled()) or 'there are none'}), nor a "
+        "file or folder, nor a hub id like 'kuleshov-group/mdlm-owt'"
     )
 
 
 def _download(hub_id: str) -> Path:
-    import huggingface_hub  # half a second, and only needed here
+    from huggingface_hub import errors, snapshot_download  # half a second, and only needed here
 
     try:
-        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=list(HUB_FILES)))
-    except huggingface_hub.errors.RepositoryNotFoundError as error:
+        return Path(snapshot_download(hub_id, allow_patterns=list(HUB_FILES)))
+    except errors.RepositoryNotFoundError as error:
         raise CheckpointError(f"{hub_id!r} is neither a folder nor a public model on the Hugging Face hub") from error
-    except (huggingface_hub.errors.HfHubHTTPError, huggingface_hub.errors.LocalEntryNotFoundError, OSError) as error:
+    except (OSError, errors.HFValidationError) as error:
         raise CheckpointError(
-            f"{hub_id!r} is not a folder, and the Hugging Face hub cannot be reached to look for it there: {error}"
+            f"{hub_id!r} is not a folder, and it cannot be had from the Hugging Face hub: {error}"
         ) from error
 
 

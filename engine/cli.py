@@ -3,15 +3,28 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from unmask.checkpoints import load
+from unmask.choose import Categorical
+from unmask.info import collect
+from unmask.kernels.dispatch import UnsupportedImplementation
+from unmask.progress import Progress, Unmasking
+from unmask.reveal import parse
+from unmask.sampler import Sampler
+from unmask.samples import Samples, check_path
+from unmask.training.progress import follow
+from unmask.training.trainer import TrainConfig, Trainer
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Exact, fast sampling from masked diffusion language models.",
@@ -27,7 +40,7 @@ Model = Annotated[
         "-m",
         metavar="[NAME=]SOURCE",
         help="A denoiser: bundled name, checkpoint folder or file, or hub id. Give it once for each model. "
-        f"[default: the bundled pair, {' '.join(BUNDLED_PAIR)}]",
+        f"Default: the bundled pair, {' and '.join(BUNDLED_PAIR)}.",
     ),
 ]
 ScheduleText = Annotated[
@@ -36,7 +49,7 @@ ScheduleText = Annotated[
         "--schedule",
         metavar="SEGMENTS",
         help="Which model takes which steps, in steps (light:32 heavy:192 light:32) or percent. "
-        f"[default: {SANDWICH} for the bundled pair]",
+        f"Default for the bundled pair: {SANDWICH}.",
     ),
 ]
 RevealText = Annotated[
@@ -48,7 +61,7 @@ RevealText = Annotated[
     ),
 ]
 NumSamples = Annotated[int, typer.Option("--num-samples", "-n", help="How many samples.")]
-Length = Annotated[int | None, typer.Option(help="Tokens of each sample. [default: the models' maximum]")]
+Length = Annotated[int | None, typer.Option(help="Tokens of each sample. Default: the models' maximum.")]
 Seed = Annotated[int, typer.Option(help="Unsigned 64-bit seed.")]
 PromptText = Annotated[
     str | None,
@@ -59,7 +72,7 @@ MaxBatch = Annotated[int, typer.Option(help="Sequences of one network call.")]
 Temperature = Annotated[float, typer.Option(help="Divides the logits; 0 takes the likeliest token.")]
 Dtype = Annotated[str, typer.Option(help="float32 or bfloat16.")]
 Device = Annotated[str, typer.Option(help="Where the models live: cpu, cuda.")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads. [default: torch's choice]")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads. Default: torch's choice.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 
@@ -84,8 +97,6 @@ def sample(
     as_json: AsJson = False,
 ) -> None:
     """Sample texts, by default eight from the bundled pair, and watch them unmask."""
-    from unmask.samples import check_path
-
     if out is not None:
         check_path(out)
     sampler = _sampler(model, schedule, reveal, temperature, max_batch, dtype, device, threads)
@@ -125,8 +136,6 @@ def plan(
 @app.command(epilog="Example:  unmask info --json")
 def info(as_json: AsJson = False) -> None:
     """Show versions, this machine, the bundled models, and which implementation serves each operator and why."""
-    from unmask.info import collect
-
     facts = collect()
     if as_json:
         print(json.dumps(facts))
@@ -168,9 +177,6 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train a denoiser on text: tokenizer, training with held-out bounds, checkpoint."""
-    from unmask.training.progress import follow
-    from unmask.training.trainer import TrainConfig, Trainer
-
     _set_threads(threads)
     config = TrainConfig(
         data=data,
@@ -206,7 +212,7 @@ def main() -> None:
     except KeyboardInterrupt:
         print("unmask: stopped", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, TypeError, RuntimeError, OSError) as error:
+    except (ValueError, OSError, UnsupportedImplementation) as error:
         print(f"unmask: error: {error}", file=sys.stderr)
         sys.exit(2)
 
@@ -220,24 +226,19 @@ def _sampler(
     dtype: str,
     device: str,
     threads: int | None,
-) -> Any:
-    import torch
-
-    import unmask
-    from unmask.reveal import parse
-
+) -> Sampler:
     _set_threads(threads)
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"dtype must be float32 or bfloat16, got {dtype!r}")
     if schedule is None and not model:
         schedule = SANDWICH
-    policy, choose = parse(reveal), unmask.Categorical(temperature)
+    policy, choose = parse(reveal), Categorical(temperature)
     named = [_name_source(text) for text in model or BUNDLED_PAIR]
     names = [name for name, _ in named]
     if len(set(names)) < len(names):
         raise ValueError(f"model names must differ, got {', '.join(names)}; write NAME=SOURCE")
-    models = {name: unmask.load(source, dtype=getattr(torch, dtype), device=device) for name, source in named}
-    return unmask.Sampler(models, schedule=schedule, reveal=policy, choose=choose, max_batch=max_batch)
+    models = {name: load(source, dtype=getattr(torch, dtype), device=device) for name, source in named}
+    return Sampler(models, schedule=schedule, reveal=policy, choose=choose, max_batch=max_batch)
 
 
 def _name_source(text: str) -> tuple[str, str]:
@@ -248,22 +249,18 @@ def _name_source(text: str) -> tuple[str, str]:
 def _set_threads(threads: int | None) -> None:
     if threads is None:
         return
-    import torch
-
     if threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
     torch.set_num_threads(threads)
 
 
-def _view(sampler: Any) -> Any:
-    from unmask.progress import Progress, Unmasking
-
+def _view(sampler: Sampler) -> Progress:
     if sys.stderr.isatty() and sampler.tokenizer is not None:
         return Unmasking(Console(stderr=True), sampler.tokenizer, sampler.mask_id)
     return Progress.on_stderr()
 
 
-def _tell_stats(samples: Any) -> None:
+def _tell_stats(samples: Samples) -> None:
     stats = samples.stats
     nfe = ", ".join(f"{name} {value:.1f}" for name, value in stats.nfe.items())
     revealed = int((samples.reveal_step >= 0).sum())

@@ -32,8 +32,13 @@ class Cost:
 
     def add(self, tick: Tick) -> None:
         model = list(self.denoisers)[tick.model]
-        for shape in zip(tick.lengths.tolist(), tick.row_counts.tolist(), strict=True):
-            self.calls[model, *shape] += 1
+        shapes = Counter(zip(tick.lengths.tolist(), tick.row_counts.tolist(), strict=True))
+        for shape, count in shapes.items():
+            self.calls[model, *shape] += count
+
+    def copy(self) -> "Cost":
+        """The count as it stands now."""
+        return Cost(self.denoisers, self.calls.copy())
 
     @property
     def num_events(self) -> int:

@@ -136,10 +136,12 @@ class Unmasking(Bar):
         if now - self.last < REFRESH_SECONDS and not tick.finished.any():
             return
         self.last = now
-        for sequence, (slot, length) in self.slots.items():
-            self.texts[sequence] = self._text(run.tokens_of(slot, length), self.fresh.pop(sequence, {}))
-        for sequence in tick.sequences[tick.finished].tolist():
-            self.slots.pop(sequence, None)
+        finished = set(tick.sequences[tick.finished].tolist())
+        for sequence, (slot, length) in list(self.slots.items()):
+            fresh = self.fresh.pop(sequence, {})
+            self.texts[sequence] = self._text(run.tokens_of(slot, length), {} if sequence in finished else fresh)
+            if sequence in finished:
+                del self.slots[sequence]
         self.live.update(self.render(), refresh=True)
 
     def _note(self, tick: Tick) -> None:

@@ -30,9 +30,7 @@ class Templates:
         """int64 ids of a prompt, checked against the vocabulary; `argument` names it in errors."""
         if prompt is None:
             return np.empty(0, np.int64)
-        if isinstance(prompt, str):
-            return self._encode(prompt, argument)
-        ids = np.asarray(prompt)
+        ids = self._encode(prompt, argument) if isinstance(prompt, str) else np.asarray(prompt)
         if ids.ndim != 1 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
             raise TypeError(f"{argument} must be text or one row of integer token ids, got {prompt!r:.80}")
         bad = np.flatnonzero((ids < 0) | (ids >= self.vocab_size))
@@ -52,7 +50,10 @@ class Templates:
         pieces, start = [], 0
         for gap in _GAP.finditer(text):
             pieces.append(self._words(text[start : gap.start()]))
-            pieces.append(np.full(int(gap[1] or 1), self.mask_id, np.int64))
+            size = int(gap[1] or 1)
+            if size > self.max_length:
+                raise ValueError(f"{argument} must fit the models' max_length {self.max_length}, got {gap[0]}")
+            pieces.append(np.full(size, self.mask_id, np.int64))
             start = gap.end()
         return np.concatenate([*pieces, self._words(text[start:])])
 
@@ -65,10 +66,7 @@ class Templates:
         Raises:
             ValueError: length outside 1..max_length, a prompt and suffix longer than it, or no masked position left.
         """
-        if isinstance(length, bool) or not isinstance(length, (int, np.integer)):
-            raise TypeError(f"length must be a whole number of tokens, got {length!r}")
-        if not 1 <= length <= self.max_length:
-            raise ValueError(f"length must be from 1 to the models' max_length {self.max_length}, got {length}")
+        self._check_length(length)
         start, end = self.ids(prompt), self.ids(suffix, "suffix")
         if len(start) + len(end) > length:
             raise ValueError(
@@ -81,6 +79,12 @@ class Templates:
         if not (template == self.mask_id).any():
             raise ValueError(f"prompt must leave a masked position to sample, got {length} given tokens of {length}")
         return template
+
+    def _check_length(self, length: int) -> None:
+        if isinstance(length, bool) or not isinstance(length, (int, np.integer)):
+            raise TypeError(f"length must be a whole number of tokens, got {length!r}")
+        if not 1 <= length <= self.max_length:
+            raise ValueError(f"length must be from 1 to the models' max_length {self.max_length}, got {length}")
 
     def requests(
         self,
@@ -97,6 +101,11 @@ class Templates:
         """
         length = self.max_length if length is None else length
         many = [_is_many(prompt), _is_many(suffix), not np.isscalar(length)]
+        if many[2]:  # they decide how much memory a run gets, so all are looked at before it starts
+            if not hasattr(length, "__len__") or len(length) == 0:
+                raise TypeError(f"length must be a whole number of tokens or a list of them, got {length!r:.80}")
+            for one in length:
+                self._check_length(one)
         if num_samples is not None:
             check_count("num_samples", num_samples)
             for name, value, listed in zip(("prompt", "suffix", "length"), (prompt, suffix, length), many, strict=True):
@@ -114,7 +123,11 @@ class Templates:
         ]
         count = 0
         for one_length, one_prompt, one_suffix in islice(zip(*columns, strict=False), num_samples):
-            yield self.build(one_length, one_prompt, one_suffix), 1
+            try:
+                template = self.build(one_length, one_prompt, one_suffix)
+            except (ValueError, TypeError) as error:
+                raise type(error)(f"sample {count}: {error}") from None
+            yield template, 1
             count += 1
         if num_samples is not None and count < num_samples:
             raise ValueError(f"prompt must give {num_samples} prompts, got {count}")
@@ -128,7 +141,7 @@ def _is_many(value: object) -> bool:
         return value.ndim > 1
     if isinstance(value, Sequence):
         return bool(len(value)) and not isinstance(value[0], (int, np.integer))
-    return True
+    return isinstance(value, Iterable)
 
 
 def check_count(name: str, value: object) -> None:

@@ -6,11 +6,13 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
+from torch import Tensor
 
 from unmask.choose import Categorical
 from unmask.cost import Cost
 from unmask.denoiser import Batch, Denoiser
-from unmask.kernels import sample_head
+from unmask.kernels import HeadSample, sample_head
 from unmask.samples import Sample, Stats, decode
 from unmask.timeline import Tick, Timeline
 from unmask.workspace import Workspace
@@ -35,15 +37,16 @@ class Run(Iterator[Sample]):
         length: int,
         seed: int,
         choose: Categorical,
+        tokenizer: Tokenizer | None = None,
         impl: str | None = None,
         on_tick: Callable[["Run", Tick], object] | None = None,
     ) -> None:
         self.denoisers, self.timeline = dict(denoisers), timeline
         self._models = list(self.denoisers.values())
         self._seed, self._choose, self._impl, self._on_tick = seed, choose, impl, on_tick
+        self._tokenizer = tokenizer
         first = self._models[0]
-        self._device = first.device
-        self._tokenizer = first.tokenizer
+        self._device = getattr(first, "device", torch.device("cpu"))
         self._forbid = torch.tensor([first.spec.mask_id], device=self._device)
         max_batch, slots = timeline.max_batch, timeline.max_resident
         self._workspace = Workspace(requirements(self._models, max_batch, length), self._device)
@@ -53,6 +56,8 @@ class Run(Iterator[Sample]):
         self._cost, self._num_finished = Cost(self.denoisers), 0
         self._seconds = dict.fromkeys(PHASES, 0.0)
         self._started, self._stopped = time.perf_counter(), None
+        for denoiser in self._models:
+            self._check_head(denoiser)
         self._samples = self._loop()
 
     def __next__(self) -> Sample:
@@ -68,7 +73,7 @@ class Run(Iterator[Sample]):
         phases = {**self._seconds, "other": total - sum(self._seconds.values())}
         return Stats(
             num_samples=self._num_finished,
-            cost=self._cost,
+            cost=self._cost.copy(),
             num_ticks=self.timeline.stats.num_ticks,
             occupancy=self.timeline.stats.occupancy,
             seconds={"total": total, **phases},
@@ -92,8 +97,7 @@ class Run(Iterator[Sample]):
                 self._num_finished += int(tick.finished.sum())
                 if self._on_tick is not None:
                     self._on_tick(self, tick)
-                for at in np.flatnonzero(tick.finished):
-                    yield self._sample(int(tick.slots[at]), int(tick.sequences[at]), int(tick.lengths[at]))
+                yield from self._finished(tick)
         finally:
             self._stopped = time.perf_counter()
 
@@ -117,21 +121,31 @@ class Run(Iterator[Sample]):
             if part is None:
                 break
             with self._phase("head"):
-                drawn = sample_head(
-                    hidden,
-                    denoiser.head.weight,
-                    denoiser.head.bias,
-                    keys=keys[part],
-                    seed=self._seed,
-                    temperature=self._choose.temperature,
-                    forbid=self._forbid,
-                    want=("logprob",),
-                    impl=self._impl,
-                )
+                drawn = self._draw(denoiser, hidden, keys[part])
                 self._tokens.view(-1)[targets[part]] = drawn.tokens
-                self._logprobs.view(-1)[targets[part]] = drawn.logprob
+                self._logprobs.view(-1)[targets[part]] = drawn.logprob.float()
         self._reveal_step[tick.row_slot, tick.row_position] = np.repeat(tick.steps, tick.row_counts)
         self._cost.add(tick)
+
+    def _draw(self, denoiser: Denoiser, hidden: Tensor, keys: Tensor) -> HeadSample:
+        return sample_head(
+            hidden,
+            denoiser.head.weight,
+            denoiser.head.bias,
+            keys=keys,
+            seed=self._seed,
+            temperature=self._choose.temperature,
+            forbid=self._forbid,
+            want=("logprob",),
+            impl=self._impl,
+        )
+
+    def _check_head(self, denoiser: Denoiser) -> None:
+        """Draw for no rows: what the head refuses, it refuses before the first network call."""
+        weight = denoiser.head.weight
+        num_columns, dtype = (denoiser.spec.vocab_size, None) if weight is None else (weight.shape[1], weight.dtype)
+        hidden = torch.empty(0, num_columns, dtype=dtype, device=self._device)
+        self._draw(denoiser, hidden, torch.empty(0, 3, dtype=torch.int64, device=self._device))
 
     def _batch(self, tick: Tick) -> Batch:
         """The tick's sequences back to back, copied out of their slots."""
@@ -150,15 +164,16 @@ class Run(Iterator[Sample]):
             mask_rate=torch.from_numpy(tick.mask_rate).to(self._device),
         )
 
-    def _sample(self, slot: int, sequence: int, length: int) -> Sample:
-        tokens = self._tokens[slot, :length].cpu().clone()
-        return Sample(
-            index=sequence,
-            tokens=tokens,
-            logprobs=self._logprobs[slot, :length].cpu().clone(),
-            reveal_step=torch.from_numpy(self._reveal_step[slot, :length].copy()),
-            text=decode(tokens, self._tokenizer),
-        )
+    def _finished(self, tick: Tick) -> Iterator[Sample]:
+        """The samples that this tick completed, copied off the device together and cut apart without further copies."""
+        at = np.flatnonzero(tick.finished)
+        slots, lengths = torch.from_numpy(tick.slots[at].astype(np.int64)), tick.lengths[at]
+        inside = torch.from_numpy(np.arange(self._tokens.shape[1]) < lengths[:, None])
+        on_device = slots.to(self._device)
+        written = self._tokens[on_device], self._logprobs[on_device], torch.from_numpy(self._reveal_step)[slots]
+        columns = (rows.cpu()[inside].split(lengths.tolist()) for rows in written)
+        for index, tokens, logprobs, reveal_step in zip(tick.sequences[at].tolist(), *columns, strict=True):
+            yield Sample(index, tokens, logprobs, reveal_step, decode(tokens, self._tokenizer))
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:

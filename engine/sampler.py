@@ -107,15 +107,14 @@ class Sampler:
         suffix: Prompt | Iterable[Prompt] | None = None,
     ) -> Plan:
         """What `sample` with the same arguments will do: every network call, counted, without making one."""
-        check_count("num_samples", num_samples)
-        requests = list(self._templates.requests(num_samples, length, prompt, suffix))
+        requests = self._requests(num_samples, length, prompt, suffix)
         timeline = self._timeline(requests, length, seed)
         cost = Cost(self.models)
         for tick in timeline:
             cost.add(tick)
         space = requirements(list(self.models.values()), self.max_batch, timeline.max_length)
         return Plan(
-            num_samples=num_samples,
+            num_samples=int(num_samples),
             num_tokens=self._num_masked(requests),
             reveal=str(self.reveal),
             schedule=str(self.schedule),
@@ -146,14 +145,13 @@ class Sampler:
             ValueError, TypeError: an argument is out of range; nothing has run then.
             NonFiniteLogits: a network gave NaN or +∞; names sequence and position.
         """
-        check_count("num_samples", num_samples)
         view = progress if isinstance(progress, Progress) else Progress.on_stderr() if progress else Progress()
+        requests = self._requests(num_samples, length, prompt, suffix)
+        run = self._run(requests, length, seed, view.update)
         with view:
-            requests = list(self._templates.requests(num_samples, length, prompt, suffix))
             view.start(num_samples, self._num_masked(requests), list(self.models))
-            run = self._run(iter(requests), length, seed, view.update)
             samples = [view.finish(sample) for sample in run]
-        return Samples(samples, seed, run.stats)
+        return Samples(samples, check_seed(seed), run.stats)
 
     def stream(
         self,
@@ -167,12 +165,29 @@ class Sampler:
         """An iterator over samples as they finish, with `stats`; arguments as in `sample`.
 
         `num_samples` None goes on as long as an iterable of prompts does, else for ever. Prompts are read as slots come
-        free, so memory does not grow with the number of samples; samples equal those of `sample` with the same seed.
+        free, so memory does not grow with the number of samples, and a bad one is an error only when its turn comes;
+        samples equal those of `sample` with the same seed.
         """
         if num_samples is not None:
             check_count("num_samples", num_samples)
         requests = self._templates.requests(num_samples, length, prompt, suffix)
         return self._run(requests, length, seed, None)
+
+    def _requests(
+        self,
+        num_samples: int,
+        length: int | Sequence[int] | None,
+        prompt: Prompt | Iterable[Prompt] | None,
+        suffix: Prompt | Iterable[Prompt] | None,
+    ) -> list[tuple[np.ndarray, int]]:
+        """All templates of a run that ends, each known to suit the reveal policy and the schedule."""
+        check_count("num_samples", num_samples)
+        requests = list(self._templates.requests(num_samples, length, prompt, suffix))
+        for template, _ in requests:
+            positions = np.flatnonzero(template == self.mask_id)
+            self._segments(len(positions))
+            self.reveal.plan(np.empty((0, len(positions))), positions)
+        return requests
 
     def _run(
         self,
@@ -188,6 +203,7 @@ class Sampler:
             length=timeline.max_length,
             seed=seed,
             choose=self.choose,
+            tokenizer=self.tokenizer,
             impl=self.impl,
             on_tick=on_tick,
         )
@@ -196,23 +212,20 @@ class Sampler:
         self, requests: Iterable[tuple[np.ndarray, int]], length: int | Sequence[int] | None, seed: int
     ) -> Timeline:
         source = self._source(iter(requests), check_seed(seed))
-        longest = self._templates.max_length if length is None else int(np.max(length))
         return Timeline(
             source,
             num_models=len(self.models),
             max_batch=self.max_batch,
             max_resident=self.max_resident,
-            max_length=longest,
+            max_length=self._templates.max_length if length is None else int(np.max(length)),
         )
 
     def _source(self, requests: Iterator[tuple[np.ndarray, int]], seed: int) -> Iterator[Planned]:
         """Reveal plans, drawn as the timeline asks for them, a chunk of sequences with one template at a time."""
-        names = list(self.models)
         first = 0
         for template, count in requests:
             positions = np.flatnonzero(template == self.mask_id)
-            assigned = self.schedule.assign(self.reveal.num_steps(len(positions)))
-            segments = [(names.index(name), start, stop) for name, start, stop in assigned]
+            segments = self._segments(len(positions))
             size = max(1, PLANNED_POSITIONS // len(template))
             for start in range(first, first + count, size):
                 sequence = np.arange(start, min(start + size, first + count))
@@ -221,6 +234,12 @@ class Sampler:
                 planned = events(plan, positions, len(template), sequence, segments)
                 yield Planned(**vars(planned), template=template)
             first += count
+
+    def _segments(self, num_masked: int) -> list[tuple[int, int, int]]:
+        """(model index, first step, step after the last) for the trajectory of `num_masked` positions."""
+        names = list(self.models)
+        assigned = self.schedule.assign(self.reveal.num_steps(num_masked))
+        return [(names.index(name), start, stop) for name, start, stop in assigned]
 
     def _num_masked(self, requests: list[tuple[np.ndarray, int]]) -> int:
         mask_id = self.mask_id

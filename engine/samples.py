@@ -65,8 +65,8 @@ class Stats:
 
     @property
     def nfe(self) -> dict[str, float]:
-        """Network evaluations per sequence, mean, by model."""
-        return {name: self.cost.events_of(name) / self.num_samples for name in self.cost.denoisers}
+        """Network evaluations per finished sequence, mean, by model; those of unfinished ones count as well."""
+        return {name: self.cost.events_of(name) / max(1, self.num_samples) for name in self.cost.denoisers}
 
     def to_json(self) -> dict:
         return {
@@ -126,7 +126,8 @@ class Samples(Sequence[Sample]):
 
     def to_json(self) -> dict:
         """What `unmask sample --json` prints."""
-        columns = {key: [sample.to_json()[key] for sample in self] for key in ("tokens", "reveal_step", "logprobs")}
+        rows = [sample.to_json() for sample in self]
+        columns = {key: [row[key] for row in rows] for key in ("tokens", "reveal_step", "logprobs")}
         return {"seed": self.seed, "texts": self.text, **columns, "stats": self.stats.to_json()}
 
     def save(self, path: str | Path) -> None:

@@ -1,0 +1,1 @@
+"""One trunk per file."""

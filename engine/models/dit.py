@@ -1,0 +1,408 @@
+"""The diffusion transformer of MDLM, SEDD and of this library's own checkpoints, for inference.
+
+The equations are those of the published `DIT` (github.com/kuleshov-group/mdlm, models/dit.py) and `SEDD`
+(github.com/louaaron/Score-Entropy-Discrete-Diffusion, model/transformer.py), which share names and arithmetic:
+
+    x += gate * attn_out(attention(rope(attn_qkv(norm1(x) * (1 + scale) + shift))))
+    x += gate * mlp.2(gelu_tanh(mlp.0(norm2(x) * (1 + scale) + shift)))
+    logits = linear(norm_final(x) * (1 + scale) + shift)
+
+with shift, scale and gate linear in c = silu(sigma_map(sigma)). Without time conditioning sigma is 0 and c a constant:
+`fold` moves the modulation into the weights and a plain pre-norm transformer remains, which is also what family
+"unmask" is natively.
+
+SEDD (absorbing graph). The network's log-score for revealing a masked position as y is logits_y - log(e^sigma - 1)
+- log(V - 1), and the true score of the absorbing graph is p(x0 = y | xt) / (e^sigma - 1). So the logits are log
+p(x0 | xt) up to a constant, and their softmax over the non-mask ids is the categorical law that is sampled here. A
+trained score does not sum to one exactly, and SEDD's own samplers do not normalise it: there the excess changes how
+many positions are revealed. Here the reveal times keep their exact law and only the normalised ratios choose tokens.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from unmask.denoiser import Batch, Denoiser, DenoiserSpec, Flops, Head, Run
+from unmask.workspace import Workspace
+
+EPS = 1e-5  # of every layer norm
+NOISE_EPS = 1e-3  # of the published LogLinearNoise (noise_lib.py of SEDD, noise_schedule.py of MDLM)
+FREQUENCIES = 256  # features of the sinusoidal embedding of sigma
+ROWS = 4096  # rows of the widest activations that exist at once
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+class Linear(NamedTuple):
+    weight: Tensor
+    bias: Tensor | None = None
+
+    def __call__(self, x: Tensor, out: Tensor) -> Tensor:
+        if self.bias is None:
+            return torch.mm(x, self.weight.t(), out=out)
+        return torch.addmm(self.bias, x, self.weight.t(), out=out)
+
+
+class Norm(NamedTuple):
+    weight: Tensor
+    bias: Tensor | None = None
+
+
+class Block(NamedTuple):
+    norm1: Norm
+    qkv: Linear
+    out: Linear
+    norm2: Norm
+    up: Linear
+    down: Linear
+    modulation: Linear | None
+
+
+class Shape(NamedTuple):
+    """Sizes that fix the names and shapes of a checkpoint. cond_dim None: no adaLN and no sigma_map at all."""
+
+    vocab_size: int
+    hidden_size: int
+    num_blocks: int
+    intermediate_size: int
+    cond_dim: int | None = None
+    tied: bool = False
+
+
+def tensor_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
+    """Every parameter of a checkpoint in its published order, with its shape."""
+    v, d, num_blocks, m, c, tied = shape
+    shapes: dict[str, tuple[int, ...]] = {"vocab_embed.embedding": (v, d)}
+    if c is not None:
+        shapes |= {"sigma_map.mlp.0.weight": (c, FREQUENCIES), "sigma_map.mlp.0.bias": (c,)}
+        shapes |= {"sigma_map.mlp.2.weight": (c, c), "sigma_map.mlp.2.bias": (c,)}
+    for i in range(num_blocks):
+        block = {"norm1.weight": (d,), "attn_qkv.weight": (3 * d, d), "attn_out.weight": (d, d), "norm2.weight": (d,)}
+        block |= {"mlp.0.weight": (m, d), "mlp.0.bias": (m,), "mlp.2.weight": (d, m), "mlp.2.bias": (d,)}
+        if c is not None:
+            block |= {"adaLN_modulation.weight": (6 * d, c), "adaLN_modulation.bias": (6 * d,)}
+        shapes |= {f"blocks.{i}.{name}": size for name, size in block.items()}
+    shapes["output_layer.norm_final.weight"] = (d,)
+    if not tied:
+        shapes["output_layer.linear.weight"] = (v, d)
+    shapes["output_layer.linear.bias"] = (v,)
+    if c is not None:
+        shapes |= {"output_layer.adaLN_modulation.weight": (2 * d, c), "output_layer.adaLN_modulation.bias": (2 * d,)}
+    return shapes
+
+
+def condition(tensors: Mapping[str, Tensor], sigma: Tensor) -> Tensor:
+    """c = silu(sigma_map(sigma)): float32 [B] -> [B, cond_dim]. Cosines come first, as in the published code."""
+    half = FREQUENCIES // 2
+    frequencies = torch.exp(-math.log(10_000) * torch.arange(half, dtype=torch.float32, device=sigma.device) / half)
+    angles = sigma[:, None] * frequencies
+    x = torch.cat([angles.cos(), angles.sin()], dim=-1)
+    x = F.silu(F.linear(x, tensors["sigma_map.mlp.0.weight"], tensors["sigma_map.mlp.0.bias"]))
+    return F.silu(F.linear(x, tensors["sigma_map.mlp.2.weight"], tensors["sigma_map.mlp.2.bias"]))
+
+
+def fold(tensors: Mapping[str, Tensor], num_blocks: int) -> dict[str, Tensor]:
+    """The same function at sigma = 0 without adaLN, in fp32: scale into norm weights, shift into norm biases (new
+    names, `norm1.bias` and so on), gates into the output products."""
+    plain = {k: t.float() for k, t in tensors.items()}
+    c = condition(plain, torch.zeros(1))
+    plain = {k: t for k, t in plain.items() if not k.startswith("sigma_map.")}
+
+    def chunks(prefix: str, num: int) -> tuple[Tensor, ...]:
+        weight, bias = plain.pop(f"{prefix}.adaLN_modulation.weight"), plain.pop(f"{prefix}.adaLN_modulation.bias")
+        return F.linear(c, weight, bias)[0].chunk(num)
+
+    def fold_norm(name: str, shift: Tensor, scale: Tensor) -> None:
+        plain[f"{name}.weight"] = plain[f"{name}.weight"] * (1 + scale)
+        plain[f"{name}.bias"] = shift
+
+    for block in (f"blocks.{i}" for i in range(num_blocks)):
+        shift1, scale1, gate1, shift2, scale2, gate2 = chunks(block, 6)
+        fold_norm(f"{block}.norm1", shift1, scale1)
+        fold_norm(f"{block}.norm2", shift2, scale2)
+        plain[f"{block}.attn_out.weight"] = gate1[:, None] * plain[f"{block}.attn_out.weight"]
+        plain[f"{block}.mlp.2.weight"] = gate2[:, None] * plain[f"{block}.mlp.2.weight"]
+        plain[f"{block}.mlp.2.bias"] = gate2 * plain[f"{block}.mlp.2.bias"]
+    fold_norm("output_layer.norm_final", *chunks("output_layer", 2))
+    return plain
+
+
+def rope_tables(head_dim: int, max_length: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines float32 [max_length, head_dim / 2], base 10000, from fp32 angles as published."""
+    frequencies = 1.0 / (10_000 ** (torch.arange(0, head_dim, 2).float() / head_dim))
+    angles = torch.outer(torch.arange(max_length).float(), frequencies)
+    return angles.cos(), angles.sin()
+
+
+class DiT(Denoiser):
+    """Packed bidirectional transformer. `hidden` does no work on padding (there is none), and in the last block only
+    keys and values are computed for all positions; queries, attention output, MLP and final norm for `rows`.
+
+    `tensors`: a checkpoint's parameters by the names of `tensor_shapes` (copied). Weight matrices and activations have
+    `dtype`, fp32 or bf16; the residual stream, layer norms and modulation are fp32 in both. A checkpoint with adaLN is
+    folded unless `spec.time_conditioned`; then sigma = -log(1 - (1 - 1e-3) mask_rate), the published log-linear noise.
+
+    Activations live in the workspace. Outside it a call allocates only attention outputs (torch's SDPA makes its own:
+    one run of equally long sequences at a time, [tokens of the run, D]), layer-norm results of at most 4096 rows, and
+    vectors per sequence. On a CPU, oneDNN keeps scratch memory of its own for bf16 products.
+    """
+
+    def __init__(
+        self,
+        spec: DenoiserSpec,
+        tensors: Mapping[str, Tensor],
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        tokenizer: Tokenizer | None = None,
+        name: str = "dit",
+    ):
+        if spec.shift:
+            raise ValueError("a DiT predicts each position from its own row, got a spec with shift=True")
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {[str(d) for d in DTYPES]}, got {dtype}")
+        self.spec, self.tokenizer, self.name, self.dtype = spec, tokenizer, name, dtype
+        self.device = torch.device(device)
+        if "sigma_map.mlp.0.weight" in tensors and not spec.time_conditioned:
+            tensors = fold(tensors, spec.num_blocks)
+        self._place(tensors)
+
+    def _place(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy the weights to their device and dtype: matrices in `dtype`, norms and modulation in fp32."""
+
+        def wide(name: str) -> Tensor | None:
+            return tensors[name].to(self.device, torch.float32, copy=True) if name in tensors else None
+
+        def narrow(name: str) -> Tensor | None:
+            return tensors[name].to(self.device, self.dtype, copy=True) if name in tensors else None
+
+        def linear(name: str) -> Linear:
+            return Linear(narrow(f"{name}.weight"), narrow(f"{name}.bias"))
+
+        def norm(name: str) -> Norm:
+            return Norm(wide(f"{name}.weight"), wide(f"{name}.bias"))
+
+        def modulation(prefix: str) -> Linear | None:
+            weight, bias = (wide(f"{prefix}.adaLN_modulation.{kind}") for kind in ("weight", "bias"))
+            return None if weight is None else Linear(weight, bias)
+
+        self.embedding = narrow("vocab_embed.embedding")
+        self.sigma_map = {name: wide(name) for name in tensors if name.startswith("sigma_map.")}
+        self.blocks = [
+            Block(
+                norm(f"blocks.{i}.norm1"),
+                linear(f"blocks.{i}.attn_qkv"),
+                linear(f"blocks.{i}.attn_out"),
+                norm(f"blocks.{i}.norm2"),
+                linear(f"blocks.{i}.mlp.0"),
+                linear(f"blocks.{i}.mlp.2"),
+                modulation(f"blocks.{i}"),
+            )
+            for i in range(self.spec.num_blocks)
+        ]
+        self.final_norm, self.final_modulation = norm("output_layer.norm_final"), modulation("output_layer")
+        head = linear("output_layer.linear")
+        self.head = Head(self.embedding if head.weight is None else head.weight, head.bias)
+        tables = rope_tables(self.spec.hidden_size // self.spec.num_heads, self.spec.max_length)
+        self.cos, self.sin = (table.to(self.device, self.dtype) for table in tables)
+
+    # Buffers whose dtype is that of the activations carry it in their name: two denoisers of one run may differ in it.
+    def _name(self, name: str) -> str:
+        return f"{name}:{str(self.dtype).removeprefix('torch.')}"
+
+    def _view(self, workspace: Workspace, name: str, *shape: int) -> Tensor:
+        return workspace.view(self._name(name), *shape)
+
+    def buffers(self, max_tokens: int, max_rows: int, max_batch: int) -> dict[str, tuple[int, torch.dtype]]:
+        d, m = self.spec.hidden_size, self.spec.intermediate_size
+        activations = {
+            "normed": max_tokens * d,
+            "qkv": max_tokens * 3 * d,
+            "mlp": min(max_tokens, ROWS) * m,
+            "cos": max_tokens * self.cos.shape[1],
+            "sin": max_tokens * self.cos.shape[1],
+            "row_cos": max_rows * self.cos.shape[1],
+            "row_sin": max_rows * self.cos.shape[1],
+            "row_query": max_rows * d,
+            "hidden": max_rows * d,
+        }
+        wanted = {self._name(name): (numel, self.dtype) for name, numel in activations.items()}
+        wide = {"residual": max_tokens * d, "row_residual": max_rows * d}
+        if self.dtype is not torch.float32:
+            wide["wide"] = max_tokens * d
+        if self.spec.time_conditioned:
+            wide["modulation"] = max_batch * 6 * d
+        return wanted | {name: (numel, torch.float32) for name, numel in wide.items()}
+
+    @torch.no_grad()
+    def hidden(self, batch: Batch, workspace: Workspace) -> Tensor:
+        """Rows [R, D] in `dtype`, a view into the workspace that stays valid until the next call."""
+        if max(batch.lengths, default=0) > self.spec.max_length:
+            raise ValueError(f"sequences must have at most {self.spec.max_length} tokens, got {max(batch.lengths)}")
+        return _Call(self, batch, workspace).hidden()
+
+    def flops(self, length: int, num_rows: int) -> Flops:
+        """Exactly the products of one call: the last block's queries, attention and MLP at `num_rows` rows only."""
+        d, m, full = self.spec.hidden_size, self.spec.intermediate_size, self.spec.num_blocks - 1
+        after = d * d + 2 * d * m  # attn_out and the MLP
+        blocks = full * length * (3 * d * d + after) + length * 2 * d * d + num_rows * (d * d + after)
+        if self.sigma_map:
+            c = self.sigma_map["sigma_map.mlp.2.bias"].numel()
+            blocks += FREQUENCIES * c + c * c + (6 * d * self.spec.num_blocks + 2 * d) * c
+        attention = 2 * d * length * (full * length + num_rows)
+        return Flops(2 * blocks, 2 * attention, 2 * num_rows * d * self.spec.vocab_size)
+
+
+class _Call:
+    """One network call: the batch, its buffers, and c when the network is time-conditioned."""
+
+    def __init__(self, model: DiT, batch: Batch, workspace: Workspace):
+        self.model, self.batch, self.workspace = model, batch, workspace
+        self.num_heads, self.dim = model.spec.num_heads, model.spec.hidden_size
+        self.c = None
+        if model.sigma_map:
+            self.c = condition(model.sigma_map, -torch.log1p(-(1 - NOISE_EPS) * batch.mask_rate))
+
+    def view(self, name: str, *shape: int) -> Tensor:
+        return self.model._view(self.workspace, name, *shape)
+
+    def hidden(self) -> Tensor:
+        residual = self.embed()
+        rope = self.rope_of_tokens()
+        for block in self.model.blocks[:-1]:
+            self.full_block(block, residual, rope)
+        return self.last_block(self.model.blocks[-1], residual, rope)
+
+    def embed(self) -> Tensor:
+        """The residual stream, float32 [T, D]."""
+        tokens, embedding = self.batch.tokens, self.model.embedding
+        residual = self.workspace.view("residual", len(tokens), self.dim)
+        if embedding.dtype is residual.dtype:
+            return torch.index_select(embedding, 0, tokens, out=residual)
+        return residual.copy_(torch.index_select(embedding, 0, tokens, out=self.view("normed", *residual.shape)))
+
+    def rope_of_tokens(self) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of every token's position in its own sequence, each [T, head_dim / 2]."""
+        model, shape = self.model, (len(self.batch.tokens), self.model.cos.shape[1])
+        return (
+            torch.cat([model.cos[:n] for n in self.batch.lengths], out=self.view("cos", *shape)),
+            torch.cat([model.sin[:n] for n in self.batch.lengths], out=self.view("sin", *shape)),
+        )
+
+    def full_block(self, block: Block, residual: Tensor, rope: tuple[Tensor, Tensor]) -> None:
+        num = len(residual)
+        runs = self.batch.token_runs
+        vectors = self.modulation(block.modulation, 6)
+        normed = self.norm(residual, block.norm1, vectors[:2], runs, self.view("normed", num, self.dim))
+        qkv = block.qkv(normed, out=self.view("qkv", num, 3 * self.dim)).view(num, 3, self.num_heads, -1)
+        rotate(qkv[:, :2], *rope, scratch=normed)
+        attend(qkv[:, 0], qkv[:, 1], qkv[:, 2], runs, out=normed)
+        self.finish(block, residual, normed, self.view("qkv", num, self.dim), vectors[2:], runs)
+
+    def last_block(self, block: Block, residual: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+        """Keys and values of all tokens; everything else, up to the final norm, at the rows only."""
+        num, rows, num_rows, d = len(residual), self.batch.rows, len(self.batch.rows), self.dim
+        vectors = self.modulation(block.modulation, 6)
+        normed = self.norm(residual, block.norm1, vectors[:2], self.batch.token_runs, self.view("normed", num, d))
+        state = torch.index_select(normed, 0, rows, out=self.view("hidden", num_rows, d))
+        query = torch.mm(state, block.qkv.weight[:d].t(), out=self.view("row_query", num_rows, d))
+        kv = torch.mm(normed, block.qkv.weight[d:].t(), out=self.view("qkv", num, 2 * d))
+        kv = kv.view(num, 2, self.num_heads, -1)
+        heads = query.view(num_rows, 1, self.num_heads, -1)
+        rotate(heads, *self.rope_of_rows(rope), scratch=state)
+        rotate(kv[:, :1], *rope, scratch=normed)
+        attend(heads[:, 0], kv[:, 0], kv[:, 1], self.batch.row_runs, out=state)
+        wide = torch.index_select(residual, 0, rows, out=self.workspace.view("row_residual", num_rows, d))
+        self.finish(block, wide, state, query, vectors[2:], self.batch.row_runs)
+        final = self.modulation(self.model.final_modulation, 2)
+        return self.norm(wide, self.model.final_norm, final, self.batch.row_runs, state)
+
+    def rope_of_rows(self, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        shape = (len(self.batch.rows), self.model.cos.shape[1])
+        return (
+            torch.index_select(rope[0], 0, self.batch.rows, out=self.view("row_cos", *shape)),
+            torch.index_select(rope[1], 0, self.batch.rows, out=self.view("row_sin", *shape)),
+        )
+
+    def finish(
+        self, block: Block, residual: Tensor, attended: Tensor, scratch: Tensor, vectors: tuple, runs: list[Run]
+    ) -> None:
+        """What follows attention, for any set of rows; `attended` and `scratch` are overwritten."""
+        gate1, shift, scale, gate2 = vectors or (None,) * 4
+        self.add(residual, block.out(attended, out=scratch), gate1, runs)
+        normed = self.norm(residual, block.norm2, (shift, scale) if vectors else (), runs, attended)
+        for rows in normed.split(ROWS):
+            wide = block.up(rows, out=self.view("mlp", len(rows), self.model.spec.intermediate_size))
+            block.down(torch.ops.aten.gelu_(wide, approximate="tanh"), out=rows)
+        self.add(residual, normed, gate2, runs)
+
+    def modulation(self, linear: Linear | None, num: int) -> tuple[Tensor, ...]:
+        """`num` vectors [B, D] per sequence; none in a network without time conditioning."""
+        if linear is None:
+            return ()
+        buffer = self.workspace.view("modulation", len(self.c), num * self.dim)
+        return linear(self.c, out=buffer).chunk(num, dim=1)
+
+    def wide(self, like: Tensor) -> Tensor:
+        """fp32 scratch for `like`: `like` itself when it is fp32."""
+        return like if like.dtype is torch.float32 else self.workspace.view("wide", *like.shape)
+
+    def norm(self, x: Tensor, norm: Norm, modulation: tuple, runs: list[Run], out: Tensor) -> Tensor:
+        """out = layer_norm(x) * (1 + scale) + shift, rounded once. torch's out variant of layer norm allocates its
+        result all the same, and arithmetic on buffers is eight times slower: so at most `ROWS` rows at a time."""
+        wide = self.wide(out)
+        for rows, result in zip(x.split(ROWS), wide.split(ROWS), strict=True):
+            result.copy_(F.layer_norm(rows, (self.dim,), norm.weight, norm.bias, EPS))
+        if modulation:
+            shift, scale = modulation
+            for run, part in sequences_of(wide, runs):
+                part.mul_(1 + scale[run.sequences, None]).add_(shift[run.sequences, None])
+        return out if wide is out else out.copy_(wide)
+
+    def add(self, residual: Tensor, x: Tensor, gate: Tensor | None, runs: list[Run]) -> None:
+        """residual += gate * x."""
+        wide = self.wide(x)
+        if wide is not x:  # a sum of two dtypes would allocate
+            wide.copy_(x)
+        if gate is None:
+            residual.add_(wide)
+            return
+        for (run, part), (_, more) in zip(sequences_of(residual, runs), sequences_of(wide, runs), strict=True):
+            part.addcmul_(more, gate[run.sequences, None])
+
+
+def sequences_of(x: Tensor, runs: list[Run]) -> list[tuple[Run, Tensor]]:
+    """Views [sequences, queries, D] of x [total queries, D], one for each run that has queries."""
+    return [
+        (run, x[run.queries].view(run.num_sequences, -1, x.shape[1]))
+        for run in runs
+        if run.queries.start < run.queries.stop
+    ]
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, scratch: Tensor) -> None:
+    """Rotary embedding in place, halves paired (rotate_half). x [N, parts, heads, head_dim]; cos, sin
+    [N, head_dim / 2]; scratch: at least x.numel() / 2 elements that may be overwritten."""
+    first, second = x.chunk(2, dim=-1)
+    cos, sin = cos[:, None, None], sin[:, None, None]
+    moved = torch.mul(second, sin, out=scratch.view(-1)[: first.numel()].view(first.shape))
+    second.mul_(cos).addcmul_(first, sin)
+    first.mul_(cos).sub_(moved)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, runs: list[Run], out: Tensor) -> None:
+    """Bidirectional attention inside each sequence. query [Q, heads, head_dim]; key, value [T, heads, head_dim];
+    out [Q, D]."""
+    for run in runs:
+        if run.queries.start < run.queries.stop:
+            n, heads, dim = run.num_sequences, *query.shape[1:]
+            q, k, v = (
+                x[rows].view(n, -1, heads, dim).transpose(1, 2)
+                for x, rows in ((query, run.queries), (key, run.keys), (value, run.keys))
+            )
+            result = F.scaled_dot_product_attention(q, k, v)
+            out[run.queries].view(n, -1, heads, dim).copy_(result.transpose(1, 2))

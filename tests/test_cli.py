@@ -1,0 +1,228 @@
+"""The command line, run as a user runs it; models are tiny ones made here unless a test says bundled."""
+
+import io
+import json
+import random
+import sys
+
+import pytest
+import torch
+from rich.console import Console
+from rich.control import strip_control_codes
+
+import unmask
+from unmask import checkpoints, cli
+from unmask.models.dit import Shape, tensor_shapes
+from unmask.progress import Bar, Lines, Progress, Unmasking
+from unmask.training import corpus
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("texts")
+    draw = random.Random(0)
+    for number in range(4):
+        (folder / f"{number}.txt").write_text(" ".join(draw.choice(["peace", "union", "war"]) for _ in range(200)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pair(texts, tmp_path_factory):
+    """Folders of two random models that share a tokenizer."""
+    tokenizer = corpus.train_tokenizer(corpus.read_documents(texts), 264)
+    folders = []
+    for seed, blocks in enumerate((2, 1)):
+        generator = torch.Generator().manual_seed(seed)
+        config = {
+            "vocab_size": 264,
+            "mask_id": 263,
+            "hidden_dim": 16,
+            "n_blocks": blocks,
+            "n_heads": 2,
+            "mlp_dim": 64,
+            "model_length": 32,
+            "tie_word_embeddings": True,
+        }
+        shapes = tensor_shapes(Shape(264, 16, blocks, 64, tied=True))
+        tensors = {name: torch.randn(shape, generator=generator) * 0.3 for name, shape in shapes.items()}
+        folder = tmp_path_factory.mktemp("models") / ("heavy", "light")[seed]
+        folders.append(str(checkpoints.save(folder, config, tensors, tokenizer=tokenizer)))
+    return folders
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs `unmask ARGUMENTS` and gives (exit status, standard output, standard error)."""
+
+    def command(*arguments):
+        monkeypatch.setattr(sys, "argv", ["unmask", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        return exit_.value.code or 0, *capsys.readouterr()
+
+    return command
+
+
+def models(pair):
+    return "-m", f"heavy={pair[0]}", "-m", f"light={pair[1]}", "--schedule", "light:25% heavy:50% light:25%"
+
+
+class TestSample:
+    def test_prints_every_text_and_keeps_progress_apart(self, run, pair):
+        status, out, err = run("sample", "-n", 3, "--length", 16, "--reveal", "ancestral:8", *models(pair))
+        assert status == 0
+        assert [line for line in out.splitlines() if line.startswith("---")] == [f"--- {i} ---" for i in range(3)]
+        assert "sampling: 100%, 48 of 48 tokens, 3 of 3 sequences" in err
+        assert "of block FLOPs saved" in err and "saved" not in out
+
+    def test_json_is_one_object_with_everything(self, run, pair):
+        status, out, _ = run("sample", "-n", 2, "--length", 8, "--seed", 7, "--json", *models(pair))
+        found = json.loads(out)
+        assert status == 0 and out.count("\n") == 1
+        assert found.keys() == {"seed", "tokens", "texts", "reveal_step", "logprobs", "stats"}
+        assert found["seed"] == 7 and len(found["texts"]) == 2 and len(found["tokens"][1]) == 8
+        stats = found["stats"]
+        assert stats.keys() >= {"nfe", "events", "ticks", "occupancy", "flops", "seconds", "peak_bytes"}
+        assert stats["nfe"].keys() == stats["flops"].keys() == {"heavy", "light"}
+        assert stats["seconds"]["total"] == pytest.approx(sum(v for k, v in stats["seconds"].items() if k != "total"))
+
+    def test_agrees_with_the_library(self, run, pair):
+        _, out, _ = run("sample", "-n", 2, "--length", 8, "--seed", 3, "--json", "-m", pair[0], "--reveal", "fixed:4")
+        sampler = unmask.Sampler(unmask.load(pair[0]), reveal=unmask.Fixed(4))
+        assert json.loads(out)["tokens"] == sampler.sample(2, 8, seed=3).tokens.tolist()
+
+    def test_prompt_and_suffix_stand_where_they_were_put(self, run, pair):
+        arguments = ("--length", 24, "--prompt", "peace<mask:2>war", "--suffix", "union", "--json", "-m", pair[0])
+        _, out, _ = run("sample", "-n", 2, *arguments)
+        for text in json.loads(out)["texts"]:
+            assert text.startswith("peace") and "war" in text and text.endswith("union")
+
+    def test_saves(self, run, pair, tmp_path):
+        status, _, _ = run("sample", "-n", 2, "--length", 8, "-m", pair[0], "--out", tmp_path / "a.jsonl")
+        assert status == 0
+        rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+        assert [row["index"] for row in rows] == [0, 1]
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (("--schedule", "tiny:50% heavy:50%"), "tiny"),
+            (("--schedule", "light:3 heavy:4", "--reveal", "ancestral:8"), "8 steps"),
+            (("--reveal", "ancestral:0"), "ancestral:0"),
+            (("--reveal", "sideways"), "sideways"),
+            (("--length", "33"), "32"),
+            (("--length", "0"), "length"),
+            (("-n", "0"), "num_samples"),
+            (("--max-batch", "0"), "max_batch"),
+            (("--seed", str(2**64)), "2**64"),
+            (("--temperature", "-1"), "temperature"),
+            (("--dtype", "float16"), "float16"),
+            (("--threads", "0"), "threads"),
+            (("--out", "a.txt"), ".jsonl or .parquet"),
+            (("--prompt", "peace " * 40), "prompt"),
+            (("-m", "light=elsewhere"), "differ"),
+            (("-m", "third=nowhere"), "nowhere"),
+        ],
+    )
+    def test_errors_are_one_line_and_print_nothing(self, run, pair, arguments, message):
+        status, out, err = run("sample", "--json", *models(pair), *arguments)
+        assert (status, out) == (2, "")
+        assert err.startswith("unmask: error: ") and message in err
+        assert "Traceback" not in err
+
+
+class TestPlan:
+    def test_json(self, run, pair):
+        status, out, _ = run("plan", "-n", 4, "--length", 16, "--reveal", "ancestral:8", "--json", *models(pair))
+        found = json.loads(out)
+        assert status == 0
+        assert found.keys() >= {"events_per_sequence", "ticks", "occupancy", "nfe", "flops", "flops_one_model", "saved"}
+        assert found["flops"].keys() == {"blocks", "attention", "head", "total"}
+        assert found["flops"]["total"] == sum(found["flops"][key] for key in ("blocks", "attention", "head"))
+        assert 0 < found["saved"]["with_head"] < found["saved"]["without_head"] < 0.5
+
+    def test_foretells_the_run(self, run, pair):
+        arguments = ("-n", 5, "--length", 16, "--reveal", "ancestral:8", "--seed", 9, "--json", *models(pair))
+        planned, stats = json.loads(run("plan", *arguments)[1]), json.loads(run("sample", *arguments)[1])["stats"]
+        assert planned["flops"]["total"] == sum(stats["flops"].values())
+        for key in ("events", "ticks", "occupancy", "nfe", "saved", "peak_bytes"):
+            assert planned[key] == stats[key]
+
+    def test_readable(self, run, pair):
+        _, out, _ = run("plan", "-n", 4, "--length", 16, "--reveal", "first-hitting", "-m", pair[0])
+        assert "16.0 per sequence" in out and "first-hitting" in out
+
+
+class TestInfo:
+    def test_names_every_implementation_and_why(self, run):
+        status, out, _ = run("info", "--json")
+        found = json.loads(out)
+        lines = [line for line in found["operators"] if line["operator"] == "sample_head"]
+        assert status == 0
+        assert {line["implementation"] for line in lines} >= {"reference", "cpu"}
+        assert sum(line["picked"] for line in lines) == 1 and all(line["reason"] for line in lines)
+
+    def test_readable(self, run):
+        assert "sample_head" in run("info")[1]
+
+
+class TestTrain:
+    def test_trains_goes_on_and_samples(self, run, texts, tmp_path):
+        out = tmp_path / "run"
+        sizes = ("--vocab-size", 264, "--blocks", 1, "--hidden-dim", 16, "--length", 16, "--batch-size", 2)
+        arguments = ("train", "--data", texts, "--out", out, *sizes, "--dtype", "float32", "--steps")
+        status, printed, err = run(*arguments, 3)
+        assert status == 0 and "held-out bound" in printed and "step 3/3" in err
+        status, printed, err = run(*arguments, 5, "--json")
+        assert status == 0 and "step 5/5" in err and "step 3/" not in err
+        assert json.loads(printed)["seen_tokens"] == 5 * 2 * 16
+        status, printed, _ = run("sample", "-n", 1, "-m", out, "--json")
+        assert status == 0 and len(json.loads(printed)["tokens"][0]) == 16
+
+    def test_error(self, run, tmp_path):
+        status, out, err = run("train", "--data", tmp_path / "nowhere", "--out", tmp_path / "run")
+        assert (status, out) == (2, "") and "nowhere" in err
+        assert not (tmp_path / "run" / "state.pt").exists()
+
+
+@pytest.mark.parametrize("command", ["sample", "plan", "info", "train"])
+def test_help_shows_an_example(run, command):
+    status, out, _ = run(command, "--help")
+    assert status == 0 and f"unmask {command}" in " ".join(out.split("Example:")[1].split())
+
+
+class TestProgress:
+    @pytest.fixture
+    def sampler(self, pair):
+        return unmask.Sampler(unmask.load(pair[0]), reveal=unmask.Fixed(8), max_batch=2)
+
+    def test_texts_unmask_on_a_terminal(self, sampler):
+        screen = io.StringIO()
+        console = Console(file=screen, force_terminal=True, width=80, height=40)
+        view = Unmasking(console, sampler.tokenizer, sampler.mask_id, num_shown=3)
+        view.last = float("inf")
+        samples = sampler.sample(4, 32, progress=view)
+        expected = [strip_control_codes(text.replace("\n", " ")) for text in samples.text[:3]]
+        assert [view.texts[i].plain for i in range(3)] == expected
+        assert "128/128 tokens" in screen.getvalue() and "░░░" in screen.getvalue()
+
+    def test_plain_lines_end_at_all_tokens(self, sampler):
+        file = io.StringIO()
+        sampler.sample(3, 32, progress=Lines(file))
+        assert file.getvalue().splitlines()[-1].startswith("sampling: 100%, 96 of 96 tokens, 3 of 3 sequences")
+
+    def test_bar(self, sampler):
+        screen = io.StringIO()
+        sampler.sample(2, 32, progress=Bar(Console(file=screen, force_terminal=True, width=80)))
+        assert "64/64 tokens" in screen.getvalue()
+
+    def test_terminal_decides(self, monkeypatch):
+        assert isinstance(Progress.on_stderr(), Lines)
+        monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BytesIO()))
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+        assert isinstance(Progress.on_stderr(), Bar)
+
+    def test_view_does_not_change_the_samples(self, sampler):
+        console = Console(file=io.StringIO(), force_terminal=True)
+        seen = sampler.sample(3, 32, progress=Unmasking(console, sampler.tokenizer, sampler.mask_id))
+        assert (seen.tokens == sampler.sample(3, 32).tokens).all()
