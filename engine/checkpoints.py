@@ -15,12 +15,10 @@ the like: inert placeholders take their names, so nothing of these libraries is 
 import hashlib
 import json
 import os
-import pickle
 import re
 import shutil
 import tempfile
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +30,9 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from unmask.denoiser import Denoiser, DenoiserSpec
+from unmask.files import publish
 from unmask.models.dit import DTYPES, DiT, Shape, tensor_shapes
+from unmask.pickles import CheckpointError, plain, read_pickle
 
 ASSETS = Path(__file__).parent / "assets"
 HUB_FILES = ("config.json", "model.safetensors", "pytorch_model.bin", "tokenizer.json")
@@ -40,10 +40,6 @@ ROPE_BUFFER = "rotary_emb.inv_freq"  # published checkpoints hold it beside the 
 MASK_TOKENS = ("[MASK]", "<mask>", "<|mask|>")
 # Tokenizers of MDLM's experiments that bring their own mask token; for the others MDLM appends one.
 MASK_IDS = {"bert-base-uncased": 103, "text8": 4}
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be found, read or understood. The message names the file and what would be right."""
 
 
 @dataclass(frozen=True)
@@ -79,16 +75,19 @@ def load(
             f"{path}: the tokenizer has {tokenizer.get_vocab_size()} ids, the model only {shape.vocab_size}"
         )
     parameters = {key: stored.tensors[key] for key in tensor_shapes(shape)}
-    full = DenoiserSpec(
-        family=family,
-        vocab_size=shape.vocab_size,
-        hidden_size=shape.hidden_size,
-        num_blocks=shape.num_blocks,
-        intermediate_size=shape.intermediate_size,
-        tokenizer=None if tokenizer is None else fingerprint(tokenizer),
-        num_parameters=sum(tensor.numel() for tensor in parameters.values()),
-        **spec,
-    )
+    try:
+        full = DenoiserSpec(
+            family=family,
+            vocab_size=shape.vocab_size,
+            hidden_size=shape.hidden_size,
+            num_blocks=shape.num_blocks,
+            intermediate_size=shape.intermediate_size,
+            tokenizer=None if tokenizer is None else fingerprint(tokenizer),
+            num_parameters=sum(tensor.numel() for tensor in parameters.values()),
+            **spec,
+        )
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     name = name or stored.config.get("name") or Path(source).resolve().name
     return DiT(full, parameters, dtype=dtype, device=device, tokenizer=tokenizer, name=name)
 
@@ -126,7 +125,7 @@ def save(
             (made / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
         (made / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         save_file(stored, made / "model.safetensors", metadata={"format": "pt"})
-        _publish(made, folder)
+        publish(made, folder, last="model.safetensors")
     finally:
         shutil.rmtree(made, ignore_errors=True)
     return folder
@@ -138,7 +137,7 @@ def bundled() -> list[str]:
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
-    """"sha256:" and 12 hex digits of the tokenizer's JSON; equal for equal files."""
+    """sha256 of the tokenizer's JSON as "sha256:" and 12 hex digits; equal for equal files."""
     canonical = json.dumps(json.loads(tokenizer.to_str()), sort_keys=True)
     return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
@@ -178,10 +177,10 @@ def _read(path: Path) -> _Stored:
     if path.is_dir():
         local = path / "checkpoints-meta" / "checkpoint.pth"  # the layout of a SEDD training run
         if not (path / "config.json").exists() and local.exists():
-            return _read_pickle(local)
+            return _read_training_file(local)
         return _read_folder(path)
     if path.suffix in (".ckpt", ".pth", ".pt"):
-        return _read_pickle(path)
+        return _read_training_file(path)
     raise CheckpointError(f"{path}: a checkpoint is a folder or a .ckpt, .pth or .pt file")
 
 
@@ -194,7 +193,7 @@ def _read_folder(path: Path) -> _Stored:
         except (safetensors.SafetensorError, OSError) as error:
             raise CheckpointError(f"{weights}: truncated, or not a safetensors file: {error}") from error
     if pickled.exists():
-        return _Stored(path, _strip(_unpickle(pickled)), config)
+        return _Stored(path, _strip(read_pickle(pickled)), config)
     raise CheckpointError(f"{path}: there is no {weights.name} and no {pickled.name}")
 
 
@@ -210,16 +209,16 @@ def _read_json(path: Path) -> dict[str, Any]:
     return config
 
 
-def _read_pickle(path: Path) -> _Stored:
+def _read_training_file(path: Path) -> _Stored:
     """A Lightning checkpoint (state_dict, ema, hyper_parameters) or SEDD's (model, ema), with the averaged weights."""
-    content = _unpickle(path)
+    content = read_pickle(path)
     key = next((key for key in ("state_dict", "model") if isinstance(content.get(key), Mapping)), None)
     if key is None:
         raise CheckpointError(f"{path}: must hold 'state_dict' (Lightning) or 'model' (SEDD), got {sorted(content)}")
     tensors = _strip(content[key])
     if content.get("ema"):
         tensors = _averaged(path, tensors, content["ema"])
-    config = _plain(content.get("hyper_parameters"))
+    config = plain(content.get("hyper_parameters"))
     config = config.get("config", config) if isinstance(config, dict) else None
     return _Stored(path, tensors, config or _config_beside(path))
 
@@ -248,61 +247,6 @@ def _config_beside(path: Path) -> dict[str, Any]:
 
 def _strip(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
     return {name.removeprefix("backbone."): t for name, t in tensors.items() if isinstance(t, Tensor)}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Pickles
-
-
-class _Inert:
-    """Stands in for an object of a library that is not needed: keeps its state, does nothing."""
-
-    state: Any = None
-
-    def __new__(cls, *args: Any, **kwargs: Any):
-        return super().__new__(cls)
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-# Names that may occur beside the tensors of a training checkpoint. They are never imported, only stood in for.
-_HARMLESS = re.compile(
-    r"(omegaconf|transformers|tokenizers|lightning|lightning_fabric|pytorch_lightning|torchmetrics|typing|pathlib)\..+"
-    r"|collections\.defaultdict|builtins\.(dict|list|tuple|str|int|float|bool|object)"
-)
-
-
-def _unpickle(path: Path) -> dict[str, Any]:
-    if not zipfile.is_zipfile(path):
-        raise CheckpointError(f"{path}: truncated, or not written by torch.save")
-    try:
-        names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-        refused = [name for name in names if not _HARMLESS.fullmatch(name)]
-        if refused:
-            raise CheckpointError(f"{path}: refused, as unpickling it could run code: it names {', '.join(refused)}")
-        inert: list[Callable | tuple[Callable, str]] = [(type("Inert", (_Inert,), {}), name) for name in names]
-        with torch.serialization.safe_globals(inert):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{path}: truncated, or not a plain checkpoint: {error}") from error
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path}: must hold a dictionary, got {type(content).__name__}")
-    return dict(content)
-
-
-def _plain(node: Any) -> Any:
-    """Dictionaries, lists and values out of inert omegaconf nodes, which keep them in `_content` and `_val`."""
-    if isinstance(node, _Inert) and isinstance(node.state, dict):
-        return _plain(node.state.get("_content", node.state.get("_val")))
-    if isinstance(node, Mapping):
-        return {key: _plain(value) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_plain(value) for value in node]
-    return node
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -419,6 +363,11 @@ def _must(stored: _Stored, key: str, got: Any, *supported: str) -> None:
 
 def _check(path: Path, family: str, tensors: Mapping[str, Tensor], shape: Shape, num_heads: int) -> None:
     """Raise one error that lists every missing, extra and misshapen tensor."""
+    if num_heads < 1 or shape.hidden_size % (2 * num_heads):
+        raise CheckpointError(
+            f"{path}: the hidden size {shape.hidden_size} must be a multiple of twice the number of heads, "
+            f"got {num_heads}"
+        )
     expected = tensor_shapes(shape)
     known = expected | {ROPE_BUFFER: (shape.hidden_size // num_heads // 2,)}
     faults = [f"missing {name} {list(expected[name])}" for name in sorted(expected.keys() - tensors.keys())]
@@ -451,32 +400,3 @@ def _tokenizer(given: Tokenizer | str | os.PathLike[str] | None, path: Path | No
         return Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises plain Exception
         raise CheckpointError(f"{file}: not a tokenizer.json: {error}") from error
-
-
-def _publish(made: Path, folder: Path) -> None:
-    """Move the finished files of `made` to `folder`, after they have reached the disk."""
-    for file in made.iterdir():
-        _sync(file)
-    _sync(made)
-    if not folder.exists():
-        made.chmod(0o777 & ~_umask())
-        os.rename(made, folder)
-    else:
-        for file in sorted(made.iterdir(), key=lambda file: file.name == "model.safetensors"):
-            os.replace(file, folder / file.name)
-        _sync(folder)
-    _sync(folder.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

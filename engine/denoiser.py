@@ -63,9 +63,7 @@ def runs(lengths: tuple[int, ...], counts: tuple[int, ...]) -> list[Run]:
     found, sequence, query, key = [], 0, 0, 0
     for (length, count), group in groupby(zip(lengths, counts, strict=True)):
         n = sum(1 for _ in group)
-        found.append(
-            Run(slice(sequence, sequence + n), slice(query, query + n * count), slice(key, key + n * length))
-        )
+        found.append(Run(slice(sequence, sequence + n), slice(query, query + n * count), slice(key, key + n * length)))
         sequence, query, key = sequence + n, query + n * count, key + n * length
     return found
 

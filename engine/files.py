@@ -13,13 +13,44 @@ def replace_whole(path: Path, write: Callable[[Path], object]) -> None:
     temporary = Path(name)
     try:
         write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
+        _settle(temporary, 0o666)
         temporary.replace(path)
+        _sync(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def publish(made: Path, folder: Path, *, last: str) -> None:
+    """Move the finished files of the folder `made` to `folder`, after they have reached the disk.
+
+    A new folder appears complete or not at all. In one that exists each file is replaced whole, `last` after the
+    others.
+    """
+    for file in made.iterdir():
+        _settle(file, 0o666)
+    _settle(made, 0o777)
+    if folder.exists():
+        for file in sorted(made.iterdir(), key=lambda file: file.name == last):
+            os.replace(file, folder / file.name)
+        _sync(folder)
+    else:
+        os.rename(made, folder)
+    _sync(folder.parent)
+
+
+def _settle(path: Path, mode: int) -> None:
+    """Give `path` the permissions of any new file, and wait until it is on the disk."""
+    path.chmod(mode & ~_umask())
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _umask() -> int:

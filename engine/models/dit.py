@@ -163,6 +163,8 @@ class DiT(Denoiser):
     ):
         if spec.shift:
             raise ValueError("a DiT predicts each position from its own row, got a spec with shift=True")
+        if spec.num_blocks < 1:
+            raise ValueError(f"num_blocks must be positive, got {spec.num_blocks}")
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {[str(d) for d in DTYPES]}, got {dtype}")
         self.spec, self.tokenizer, self.name, self.dtype = spec, tokenizer, name, dtype
