@@ -1,0 +1,95 @@
+// The border between Python and the CPU kernels: checks and raw pointers, nothing else.
+#include <pybind11/pybind11.h>
+
+#include <string>
+
+#include "cpu/sample_head.h"
+#include "noise.h"
+
+namespace py = pybind11;
+using namespace unmask;
+
+namespace {
+
+void require(bool condition, const std::string& message) {
+    if (!condition) throw py::value_error(message);
+}
+
+template <class T>
+T* pointer(uintptr_t address) {
+    return reinterpret_cast<T*>(address);
+}
+
+// (address, "float32" | "bfloat16", (rows, cols), (row stride, column stride))
+Matrix matrix(const char* name, const py::tuple& t) {
+    const auto type = t[1].cast<std::string>();
+    require(type == "float32" || type == "bfloat16", name + (" must be float32 or bfloat16, got " + type));
+    const auto shape = t[2].cast<std::pair<int64_t, int64_t>>(), stride = t[3].cast<std::pair<int64_t, int64_t>>();
+    Matrix m{pointer<void>(t[0].cast<uintptr_t>()), type == "float32" ? Type::f32 : Type::bf16,
+             shape.first, shape.second, stride.first, stride.second};
+    require(m.rows >= 0 && m.cols > 0, name + std::string(" must have at least one column"));
+    require(m.data || m.rows == 0, name + std::string(" must have an address"));
+    return m;
+}
+
+const HeadKernel& kernel(const std::string& isa) {
+    std::string supported;
+    for (const HeadKernel* one = head_kernels(); one->isa; ++one) {
+        if (one->supported && (isa.empty() || isa == one->isa)) return *one;
+        if (one->supported) supported += std::string(supported.empty() ? "" : ", ") + one->isa;
+    }
+    throw py::value_error("isa must be one of " + supported + ", got " + isa);
+}
+
+void sample_head(const py::tuple& hidden, const py::object& weight, uintptr_t offset, uintptr_t keys, uint64_t seed,
+                 float temperature, int threads, uintptr_t tokens, uintptr_t logprob, uintptr_t lse,
+                 const std::string& isa) {
+    HeadCall call{};
+    call.hidden = matrix("hidden", hidden);
+    if (!weight.is_none()) {
+        call.weight = matrix("weight", weight.cast<py::tuple>());
+        require(call.weight.rows > 0 && call.weight.cols == call.hidden.cols, "weight must be [V, D], V > 0, as hidden");
+        require(call.weight.col_stride == 1, "weight must have contiguous columns");
+    }
+    require(temperature >= 0 && temperature < kInfinity, "temperature must be finite and not negative");
+    require(threads > 0, "threads must be positive");
+    if (call.rows() == 0) return;
+    require(keys && tokens && logprob && lse, "keys, tokens, logprob and lse must have an address");
+    call.offset = pointer<const float>(offset);
+    call.keys = pointer<const int64_t>(keys);
+    call.seed = seed;
+    call.temperature = temperature;
+    call.threads = threads;
+    call.tokens = pointer<int64_t>(tokens);
+    call.logprob = pointer<float>(logprob);
+    call.lse = pointer<float>(lse);
+    const HeadKernel& chosen = kernel(isa);
+    py::gil_scoped_release release;
+    chosen.run(call);
+}
+
+py::list isas() {
+    py::list names;
+    for (const HeadKernel* one = head_kernels(); one->isa; ++one)
+        if (one->supported) names.append(one->isa);
+    return names;
+}
+
+py::tuple words(uint32_t index, uint32_t position, uint32_t sequence, uint32_t stream_draw, uint64_t seed) {
+    const Words w = philox(index, position, sequence, stream_draw, static_cast<uint32_t>(seed),
+                           static_cast<uint32_t>(seed >> 32));
+    return py::make_tuple(w.w0, w.w1, w.w2, w.w3);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cpu, m) {
+    m.doc() = "CPU kernels of unmask. Addresses and strides come checked from unmask.kernels.";
+    m.def("isas", &isas, "Instruction sets this build has and this processor runs, fastest first.");
+    m.def("sample_head", &sample_head, py::kw_only(), py::arg("hidden"), py::arg("weight"), py::arg("offset"),
+          py::arg("keys"), py::arg("seed"), py::arg("temperature"), py::arg("threads"), py::arg("tokens"),
+          py::arg("logprob"), py::arg("lse"), py::arg("isa") = "");
+    m.def("philox", &words, "The four words of one counter; csrc/noise.h seen from Python.");
+    m.def("gumbel32", [](uint32_t word) { return gumbel(word); });
+    m.def("gumbel64", [](uint32_t high, uint32_t low) { return gumbel(high, low); });
+}

@@ -1,0 +1,449 @@
+"""sample_head: its law, its ties and ends, row invariance, agreement of implementations, and its error texts."""
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from unmask.kernels import NonFiniteLogits, dispatch, noise, sample_head
+from unmask.kernels.dispatch import UnsupportedImplementation
+from unmask.kernels.sample_head import cpu, reference
+
+usable, reason = cpu.status()
+ISAS = cpu._cpu.isas() if usable else []
+compiled = pytest.mark.skipif(not usable, reason=reason)
+each_implementation = pytest.mark.parametrize("impl", ["reference", pytest.param("cpu", marks=compiled)])
+each_isa = pytest.mark.parametrize("isa", ISAS or [pytest.param("", marks=compiled)])
+
+
+def keys(num_rows, sequence=0, draw=0):
+    rows = torch.tensor([[sequence, 0, draw]]).repeat(num_rows, 1)
+    rows[:, 1] = torch.arange(num_rows)
+    return rows
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    """One thread, as the small operations here want; a test may ask for more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def normal(*shape, seed=0, scale=1.0, dtype=torch.float32):
+    return (torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale).to(dtype)
+
+
+def draw(logits, n, impl, seed=0, **options):
+    """n tokens of one row of logits."""
+    return sample_head(logits.expand(n, -1), None, keys=keys(n), seed=seed, impl=impl, **options).tokens
+
+
+def check_law(tokens, logits):
+    """Pearson's chi-square over ids with at least five expected draws, the rest pooled."""
+    expected = len(tokens) * torch.softmax(logits.double(), dim=-1).numpy()
+    observed = np.bincount(tokens.numpy(), minlength=len(expected))
+    assert observed[expected == 0].sum() == 0
+    big = expected >= 5
+    f_exp, f_obs = [*expected[big], expected[~big].sum()], [*observed[big], observed[~big].sum()]
+    if f_exp[-1] < 5:
+        f_exp, f_obs = f_exp[:-1], f_obs[:-1]
+        f_exp = np.array(f_exp) * sum(f_obs) / sum(f_exp)
+    p = stats.chisquare(f_obs, f_exp).pvalue
+    assert p > 1e-3, f"chi-square p = {p:.2e} over {len(f_exp)} bins holding {sum(f_exp) / len(tokens):.4f} of the mass"
+
+
+# --- law ------------------------------------------------------------------------------------------------------------
+
+
+@each_implementation
+@pytest.mark.parametrize("vocab_size", [500, 1000])
+def test_law(impl, vocab_size):
+    logits = normal(vocab_size, seed=vocab_size, scale=2.0)
+    check_law(draw(logits, 200_000, impl), logits)
+
+
+@compiled
+@each_isa
+def test_law_of_a_product_on_each_isa(isa):
+    hidden, weight, offset = normal(1, 24), normal(700, 24, seed=1, scale=0.4), normal(700, seed=2)
+    tokens, _, _ = cpu.on_isa(isa, hidden.expand(200_000, -1), weight, offset, keys(200_000), 1, 1.0)
+    check_law(tokens, (hidden @ weight.T)[0] + offset)
+
+
+@each_implementation
+@pytest.mark.parametrize("temperature", [0.5, 1.7])
+def test_temperature_divides_the_logits(impl, temperature):
+    logits = normal(300, seed=3, scale=1.5)
+    check_law(draw(logits, 50_000, impl, temperature=temperature), logits / temperature)
+
+
+@each_implementation
+def test_logits_far_below_zero(impl):
+    logits = normal(200, seed=4) - 1e4
+    check_law(draw(logits, 50_000, impl), logits)
+
+
+@each_implementation
+def test_entropy_of_a_zipf_law(impl):
+    p = 1 / torch.arange(1, 1001, dtype=torch.float64)
+    p /= p.sum()
+    counts = torch.bincount(draw(p.log().float(), 200_000, impl), minlength=1000)
+    share = counts[counts > 0] / counts.sum()
+    entropy = -(share * share.log()).sum() + (counts > 0).sum() / (2 * counts.sum())  # Miller and Madow's correction
+    exact = -(p * p.log()).sum()
+    assert abs(entropy - exact) < 0.01, f"entropy {entropy:.4f}, exact {exact:.4f}"
+
+
+@compiled
+def test_tail_of_many_improbable_ids():
+    """262,144 ids, each 20.5 nats below the favourite: 32.76 tail draws expected in 100,000."""
+    logits = torch.full((262_145,), -20.5)
+    logits[100_000] = 0
+    num_draws = 100_000
+    tail = int((draw(logits, num_draws, "cpu") != 100_000).sum())
+    mean = num_draws * 262_144 * math.exp(-20.5) / (1 + 262_144 * math.exp(-20.5))
+    p = 2 * min(stats.poisson.cdf(tail, mean), stats.poisson.sf(tail - 1, mean))
+    assert p > 1e-3, f"{tail} tail draws, expected {mean:.2f}"
+
+
+@each_implementation
+def test_tail_inside_one_block(impl):
+    logits = torch.full((128,), -13.0)
+    logits[77] = 0
+    num_draws = 200_000
+    tail = int((draw(logits, num_draws, impl) != 77).sum())
+    mean = num_draws * 127 * math.exp(-13) / (1 + 127 * math.exp(-13))
+    p = 2 * min(stats.poisson.cdf(tail, mean), stats.poisson.sf(tail - 1, mean))
+    assert p > 1e-3, f"{tail} tail draws, expected {mean:.2f}"
+
+
+@each_implementation
+def test_draws_and_seeds_are_independent(impl):
+    logits = torch.zeros(4096)
+    runs = [
+        sample_head(logits.expand(500, -1), None, keys=keys(500, sequence, draw), seed=seed, impl=impl).tokens
+        for sequence, draw, seed in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 2**32)]
+    ]
+    assert all((a == b).sum() <= 4 for i, a in enumerate(runs) for b in runs[:i])
+
+
+# --- ends -----------------------------------------------------------------------------------------------------------
+
+
+@each_implementation
+def test_forbidden_ids_are_never_drawn(impl):
+    logits = torch.zeros(300)
+    logits[[5, 130, 299]] = 50
+    logits[299] = math.nan  # a forbidden logit is not looked at
+    forbid = torch.tensor([299, 5, 130])
+    tokens = draw(logits, 20_000, impl, forbid=forbid)
+    assert not torch.isin(tokens, forbid).any()
+    check_law(tokens, logits.index_fill(0, forbid, -math.inf))
+
+
+@each_implementation
+def test_ids_with_minus_infinity_are_never_drawn(impl):
+    logits = torch.full((1000,), -math.inf)
+    logits[[3, 640]] = torch.tensor([-5.0, -5.5])
+    check_law(draw(logits, 5_000, impl), logits)
+
+
+@each_implementation
+def test_greedy_takes_the_lowest_of_equals(impl):
+    logits = normal(4, 1000, seed=5)
+    logits[0, [7, 9, 800]] = 9
+    logits[1, [999, 256, 255]] = 9
+    logits[2] = 0
+    logits[3, :] = -3
+    logits[3, 0] = -4
+    result = sample_head(logits, None, keys=keys(4), seed=0, temperature=0, want=("lse", "logprob"), impl=impl)
+    assert result.tokens.tolist() == [7, 255, 0, 1]
+    torch.testing.assert_close(result.lse, logits.logsumexp(1))
+    torch.testing.assert_close(result.logprob, logits.log_softmax(1).gather(1, result.tokens[:, None])[:, 0])
+
+
+@each_implementation
+@pytest.mark.parametrize("num_rows", [0, 1])
+@pytest.mark.parametrize("vocab_size", [1, 127, 128, 129])
+def test_few_rows_and_odd_vocabularies(impl, num_rows, vocab_size):
+    hidden, weight = normal(num_rows, 5), normal(vocab_size, 5, seed=1)
+    result = sample_head(hidden, weight, keys=keys(num_rows), seed=0, want=("lse", "logprob"), impl=impl)
+    assert result.tokens.shape == result.lse.shape == result.logprob.shape == (num_rows,)
+    assert result.tokens.dtype == torch.int64 and result.lse.dtype == torch.float32
+    torch.testing.assert_close(result.lse, (hidden @ weight.T).logsumexp(1))
+
+
+# --- values ---------------------------------------------------------------------------------------------------------
+
+DTYPES = [
+    (torch.float32, torch.float32),
+    (torch.bfloat16, torch.bfloat16),
+    (torch.float32, torch.bfloat16),
+    (torch.bfloat16, torch.float32),
+]
+
+
+@each_implementation
+@pytest.mark.parametrize("dtypes", DTYPES)
+@pytest.mark.parametrize("temperature", [1.0, 0.6, 0.0])
+def test_lse_and_logprob_against_fp64(impl, dtypes, temperature):
+    hidden, weight = normal(9, 333, dtype=dtypes[0]), normal(1337, 333, seed=1, scale=0.1, dtype=dtypes[1])
+    bias, forbid = normal(1337, seed=2), torch.tensor([3, 1336])
+    options = {"temperature": temperature, "forbid": forbid, "want": ("lse", "logprob")}
+    result = sample_head(hidden, weight, bias, keys=keys(9), seed=4, **options, impl=impl)
+    exact = hidden.double() @ weight.double().T + bias.double()
+    exact = exact.index_fill(1, forbid, -math.inf) / (temperature or 1)
+    torch.testing.assert_close(result.lse, exact.logsumexp(1).float(), rtol=2e-6, atol=2e-6)
+    logprob = exact.log_softmax(1).gather(1, result.tokens[:, None])[:, 0]
+    torch.testing.assert_close(result.logprob, logprob.float(), rtol=1e-5, atol=1e-5)
+
+
+def test_reference_computes_in_fp64_when_given_fp64():
+    hidden, weight = normal(3, 40).double(), normal(500, 40, seed=1).double()
+    _, _, lse = reference.sample_head(hidden, weight, None, keys(3), 0, 1.0)
+    torch.testing.assert_close(lse, (hidden @ weight.T).logsumexp(1), rtol=1e-14, atol=0)
+
+
+def race_gap(logits, rows_keys, seed):
+    """How far the best score is ahead of the second, in the narrower of a row's two races."""
+    blocks = torch.nn.functional.pad(logits, (0, -logits.shape[1] % 128), value=-math.inf).unflatten(1, (-1, 128))
+    scores = blocks.logsumexp(2) + noise.block_gumbel(seed, rows_keys, blocks.shape[1])
+    winner = scores.argmax(1)
+    ids = winner[:, None] * 128 + torch.arange(128)
+    inside = blocks[torch.arange(len(logits)), winner] + noise.token_gumbel(seed, rows_keys, ids)
+    between, within = scores.topk(2).values.diff().abs()[:, 0], inside.topk(2).values.diff().abs()[:, 0]
+    return torch.minimum(between, within)
+
+
+@compiled
+@each_isa
+@pytest.mark.parametrize("dtypes", DTYPES)
+def test_cpu_draws_the_tokens_of_the_reference(isa, dtypes):
+    hidden, weight = normal(400, 130, dtype=dtypes[0]), normal(3001, 130, seed=1, scale=0.2, dtype=dtypes[1])
+    offset = normal(3001, seed=2).index_fill(0, torch.tensor([0, 3000]), -math.inf)
+    arguments = hidden, weight, offset, keys(400), 9, 0.9
+    ours, theirs = cpu.on_isa(isa, *arguments)[0], reference.sample_head(*arguments)[0]
+    gaps = race_gap((hidden.float() @ weight.float().T + offset) / 0.9, keys(400), 9)
+    differ = ours != theirs
+    print(f"\n{isa}: {int(differ.sum())} of {len(ours)} tokens differ, {int((gaps < 1e-5).sum())} rows are near ties")
+    assert (gaps[differ] < 1e-5).all()
+
+
+# --- row invariance -------------------------------------------------------------------------------------------------
+
+
+@compiled
+@each_isa
+@pytest.mark.parametrize("dtypes", DTYPES)
+def test_a_row_does_not_depend_on_its_company(isa, dtypes, threads):
+    hidden, weight = normal(150, 70, dtype=dtypes[0]), normal(1500, 70, seed=1, scale=0.2, dtype=dtypes[1])
+
+    def run(rows):
+        return torch.stack([x.double() for x in cpu.on_isa(isa, hidden[rows], weight, None, keys(150)[rows], 3, 1.3)])
+
+    threads(2)
+    everything = run(torch.arange(150))
+    shuffled = torch.randperm(150, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(run(shuffled), everything[:, shuffled])
+    threads(1)
+    assert torch.equal(run(torch.arange(150)), everything)
+    for size in (1, 2, 5, 7, 64):
+        split = torch.cat([run(rows) for rows in torch.arange(70).split(size)], dim=1)
+        assert torch.equal(split, everything[:, :70])
+
+
+@compiled
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_given_logits_do_not_depend_on_company_or_strides(dtype, threads):
+    logits = normal(140, 5000, scale=3, dtype=dtype)
+    threads(2)
+    everything = sample_head(logits, None, keys=keys(140), seed=1, impl="cpu", want=("lse",))
+    columns = sample_head(logits.T.contiguous().T, None, keys=keys(140), seed=1, impl="cpu", want=("lse",))
+    threads(1)
+    alone = [sample_head(logits[i : i + 1], None, keys=keys(140)[i : i + 1], seed=1, impl="cpu") for i in range(140)]
+    assert torch.equal(columns.tokens, everything.tokens) and torch.equal(columns.lse, everything.lse)
+    assert torch.cat([one.tokens for one in alone]).equal(everything.tokens)
+
+
+@each_implementation
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_strided_inputs(impl, dtype):
+    hidden, weight = normal(37, 150, dtype=dtype), normal(800, 150, seed=1, scale=0.2, dtype=dtype)
+    holes = torch.zeros(13, 3, 150, dtype=dtype)
+    holes[:, 1, ::2] = hidden[:13, :75]
+    wide_keys = torch.zeros(13, 6, dtype=torch.int64)
+    wide_keys[:, ::2] = keys(13)
+    options = {"seed": 2, "impl": impl, "want": ("lse",)}
+    plain = sample_head(hidden[:13, :75].clone(), weight[100:, 3:78].clone(), keys=keys(13), **options)
+    strided = sample_head(holes[:, 1, ::2], weight[100:, 3:78], keys=wide_keys[:, ::2], **options)
+    assert torch.equal(plain.tokens, strided.tokens)
+    torch.testing.assert_close(plain.lse, strided.lse)
+
+
+# --- errors ---------------------------------------------------------------------------------------------------------
+
+
+@each_implementation
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("column", [0, 700, 999])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_non_finite_logits_name_sequence_and_position(impl, bad, column, temperature):
+    logits = torch.zeros(5, 1000)
+    logits[2:, column] = bad
+    with pytest.raises(NonFiniteLogits, match=r"sequence 41, position 2 \(row 2\): a logit is NaN or \+inf"):
+        sample_head(logits, None, keys=keys(5, sequence=41), seed=0, temperature=temperature, impl=impl)
+
+
+@each_implementation
+def test_non_finite_weights(impl):
+    weight = normal(300, 8)
+    weight[129, 3] = math.nan
+    with pytest.raises(NonFiniteLogits, match="sequence 0, position 0"):
+        sample_head(normal(2, 8), weight, keys=keys(2), seed=0, impl=impl)
+
+
+@each_implementation
+def test_nan_among_minus_infinities(impl):
+    logits = torch.full((2, 300), -math.inf)
+    logits[:, 5] = 0
+    logits[1, 200] = math.nan
+    with pytest.raises(NonFiniteLogits, match=r"position 1 .*NaN"):
+        sample_head(logits, None, keys=keys(2), seed=0, impl=impl)
+
+
+@each_implementation
+def test_everything_forbidden(impl):
+    logits = torch.zeros(3, 200)
+    logits[1] = -math.inf
+    with pytest.raises(NonFiniteLogits, match=r"sequence 6, position 1 \(row 1\): every id is forbidden"):
+        sample_head(logits, None, keys=keys(3, sequence=6), seed=0, impl=impl)
+    with pytest.raises(NonFiniteLogits, match=r"sequence 6, position 0 .*every id is forbidden"):
+        sample_head(normal(3, 4), normal(9, 4), keys=keys(3, 6), seed=0, forbid=torch.arange(9), impl=impl)
+
+
+@each_implementation
+def test_overflow_by_a_tiny_temperature_is_named(impl):
+    with pytest.raises(NonFiniteLogits, match=r"after division by temperature 2e-38"):
+        sample_head(torch.full((1, 9), 10.0), None, keys=keys(1), seed=0, temperature=2e-38, impl=impl)
+
+
+def good():
+    return {"hidden": normal(4, 6), "weight": normal(50, 6), "keys": keys(4), "seed": 0}
+
+
+BAD = [
+    ({"hidden": [1.0]}, TypeError, r"hidden must be a tensor \[R, D\], got list"),
+    ({"hidden": torch.zeros(4, 6, dtype=torch.int32)}, TypeError, "hidden must be float32 or .*, got int32"),
+    ({"hidden": torch.zeros(4)}, ValueError, r"hidden must be a dense tensor \[R, D\], got shape \[4\]"),
+    ({"hidden": torch.zeros(4, 0), "weight": torch.zeros(50, 0)}, ValueError, "hidden must have at least one column"),
+    ({"weight": torch.zeros(50, 7)}, ValueError, r"weight must be \[V, 6\] for this hidden, got shape \[50, 7\]"),
+    ({"weight": torch.zeros(0, 6)}, ValueError, r"weight must be \[V, 6\] for this hidden, got shape \[0, 6\]"),
+    (
+        {"weight": torch.zeros(50, 6, device="meta")},
+        ValueError,
+        "weight must be on the device of hidden, cpu, got meta",
+    ),
+    ({"bias": torch.zeros(49)}, ValueError, r"bias must be \[50\] for this weight, got shape \[49\]"),
+    ({"bias": torch.zeros(50, dtype=torch.int64)}, TypeError, "bias must be float32 or"),
+    ({"weight": None, "bias": torch.zeros(6)}, ValueError, "bias must be None when weight is None"),
+    ({"keys": keys(3)}, ValueError, r"keys must be \[4, 3\] for this hidden, got shape \[3, 3\]"),
+    ({"keys": keys(4).int()}, TypeError, "keys must be int64, got int32"),
+    ({"keys": keys(4) - 1}, ValueError, r"keys: sequence must be in \[0, 2\*\*32\), got -1 in row 0"),
+    ({"keys": keys(4, sequence=2**32)}, ValueError, "keys: sequence must be in .*got 4294967296 in row 0"),
+    ({"keys": keys(4, draw=2**24)}, ValueError, r"keys: draw must be in \[0, 2\*\*24\), got 16777216 in row 0"),
+    ({"seed": -1}, ValueError, "seed must satisfy"),
+    ({"seed": 1.5}, TypeError, "seed must be an integer"),
+    ({"temperature": -1.0}, ValueError, "temperature must be 0 or a positive normal fp32 number, got -1.0"),
+    ({"temperature": math.nan}, ValueError, "temperature must be 0 or .*got nan"),
+    ({"temperature": math.inf}, ValueError, "temperature must be 0 or .*got inf"),
+    ({"temperature": 1e-40}, ValueError, "temperature must be 0 or .*got 1e-40"),
+    ({"temperature": "hot"}, TypeError, "temperature must be a number, got 'hot'"),
+    ({"temperature": True}, TypeError, "temperature must be a number, got True"),
+    ({"forbid": torch.tensor([50])}, ValueError, r"forbid must hold ids in \[0, 50\), got \[50\]"),
+    ({"forbid": torch.tensor([-1])}, ValueError, r"forbid must hold ids in \[0, 50\), got \[-1\]"),
+    ({"forbid": [1]}, TypeError, r"forbid must be a tensor \[K\], got list"),
+    ({"want": "lse"}, ValueError, "want must be a tuple of names"),
+    ({"want": ("entropy",)}, ValueError, "want must be a tuple of names"),
+    ({"impl": "gpu"}, ValueError, "impl of sample_head must be None or one of 'cpu', 'reference', got 'gpu'"),
+]
+
+
+@pytest.mark.parametrize("change, error, message", BAD)
+def test_bad_arguments(change, error, message, monkeypatch):
+    def touched(*arguments):
+        raise AssertionError("an implementation was called")
+
+    for module in (cpu, reference):
+        monkeypatch.setattr(module, "sample_head", touched)
+    with pytest.raises(error, match=message):
+        sample_head(**good() | change)
+
+
+@compiled
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"hidden": normal(4, 6).double()}, "needs hidden in float32 or bfloat16, got float64"),
+        ({"weight": normal(50, 6).half()}, "needs weight in float32 or bfloat16, got float16"),
+        ({"weight": normal(6, 50).T}, r"needs the columns of weight contiguous, got strides \(1, 50\)"),
+    ],
+)
+def test_what_cpu_refuses_reference_serves(change, message):
+    with pytest.raises(UnsupportedImplementation, match=message + ".*supported here: reference"):
+        sample_head(**good() | change, impl="cpu")
+    assert sample_head(**good() | change).tokens.shape == (4,)
+
+
+@compiled
+def test_the_border_of_the_extension_checks_for_itself():
+    good = {
+        "hidden": (1, "float32", (1, 4), (4, 1)), "weight": (1, "float32", (8, 4), (4, 1)), "offset": 0, "keys": 1,
+        "seed": 0, "temperature": 1.0, "threads": 1, "tokens": 1, "logprob": 1, "lse": 1,
+    }  # fmt: skip
+    for change, message in [
+        ({"hidden": (0, "float32", (1, 4), (4, 1))}, "hidden must have an address"),
+        ({"hidden": (1, "float16", (1, 4), (4, 1))}, "hidden must be float32 or bfloat16"),
+        ({"weight": (1, "float32", (8, 5), (4, 1))}, "weight must be"),
+        ({"weight": (1, "float32", (8, 4), (1, 8))}, "weight must have contiguous columns"),
+        ({"temperature": math.nan}, "temperature must be finite"),
+        ({"threads": 0}, "threads must be positive"),
+        ({"tokens": 0}, "must have an address"),
+        ({"isa": "sse9"}, "isa must be one of .*portable, got sse9"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            cpu._cpu.sample_head(**good | change)
+
+
+# --- dispatch -------------------------------------------------------------------------------------------------------
+
+
+def test_explain_lists_every_implementation_with_a_reason():
+    lines = {line.implementation: line for line in dispatch.explain() if line.operator == "sample_head"}
+    assert list(lines) == ["cpu", "reference"]
+    assert all(line.reason for line in lines.values())
+    assert [name for name, line in lines.items() if line.picked] == ["cpu" if usable else "reference"]
+
+
+def test_without_the_extension_reference_serves():
+    program = """
+import sys
+sys.modules["unmask.kernels._cpu"] = None
+import torch
+from unmask.kernels import dispatch, sample_head
+arguments = dict(keys=torch.zeros(2, 3, dtype=torch.int64), seed=0)
+print(sample_head(torch.zeros(2, 4), torch.zeros(9, 4), **arguments).tokens.shape)
+try:
+    sample_head(torch.zeros(2, 4), torch.zeros(9, 4), **arguments, impl="cpu")
+except dispatch.UnsupportedImplementation as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "torch.Size([2])" in done.stdout
+    assert "is missing" in done.stdout and "UNMASK_CPU=1" in done.stdout
+    assert "supported here: reference" in done.stdout
