@@ -177,7 +177,7 @@ class Order:
         order = order[np.isin(order, positions)]
         if len(order) < len(positions):
             missing = np.setdiff1d(positions, order).tolist()
-            raise ValueError(f"`order` must name every masked position, got one that lacks {_short(missing)}")
+            raise ValueError(f"order must name every masked position, got one that lacks {_short(missing)}")
         return np.searchsorted(positions, order)
 
 
@@ -215,8 +215,8 @@ def parse(text: str) -> Reveal:
             case ["order", order]:
                 return Order([int(position) for position in order.split(",")])
     except ValueError as error:
-        raise ValueError(f"`reveal` must be one of {_listed(SPELLINGS)}, got {text!r}: {error}") from None
-    raise ValueError(f"`reveal` must be one of {_listed(SPELLINGS)}, got {text!r}")
+        raise ValueError(f"reveal must be one of {_listed(SPELLINGS)}, got {text!r}: {error}") from None
+    raise ValueError(f"reveal must be one of {_listed(SPELLINGS)}, got {text!r}")
 
 
 def _ranks(times: np.ndarray) -> np.ndarray:
@@ -231,28 +231,26 @@ def _checked(times: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.n
     times, positions = np.asarray(times, np.float64), np.asarray(positions)
     if positions.ndim != 1 or len(positions) == 0 or positions[0] < 0 or (positions[1:] <= positions[:-1]).any():
         raise ValueError(
-            f"`positions` must be ascending masked positions, at least one, got {_short(positions.tolist())}"
+            f"positions must be ascending masked positions, at least one, got {_short(positions.tolist())}"
         )
     if times.ndim != 2 or times.shape[1] != len(positions):
-        raise ValueError(f"`times` must have shape [sequences, {len(positions)}], got {list(times.shape)}")
+        raise ValueError(f"times must have shape [sequences, {len(positions)}], got {list(times.shape)}")
     outside = ~((times > 0) & (times < 1))  # true for NaN as well
     if outside.any():
-        raise ValueError(f"`times` must lie strictly between 0 and 1, got {times[outside][0]}")
+        raise ValueError(f"times must lie strictly between 0 and 1, got {times[outside][0]}")
     return times, positions
 
 
 def _checked_steps(steps: int) -> int:
     if isinstance(steps, bool) or not isinstance(steps, int | np.integer):
-        raise TypeError(f"`steps` must be a whole number, got {steps!r}")
+        raise TypeError(f"steps must be a whole number, got {steps!r}")
     if not 1 <= steps <= MAX_STEPS:
-        raise ValueError(f"`steps` must lie between 1 and {MAX_STEPS}, got {steps}")
+        raise ValueError(f"steps must lie between 1 and {MAX_STEPS}, got {steps}")
     return int(steps)
 
 
 def _checked_grid(grid: str | Sequence[float], steps: int) -> str | tuple[float, ...]:
-    wanted = (
-        f"`grid` must be {_listed(GRIDS)}, or steps + 1 = {steps + 1} numbers falling strictly from 1 to 0 or above"
-    )
+    wanted = f"grid must be {_listed(GRIDS)}, or steps + 1 = {steps + 1} numbers falling strictly from 1 to 0 or above"
     if isinstance(grid, str):
         if grid not in GRIDS:
             raise ValueError(f"{wanted}, got {grid!r}")
@@ -275,7 +273,7 @@ def _checked_grid(grid: str | Sequence[float], steps: int) -> str | tuple[float,
 
 
 def _checked_order(order: str | Sequence[int]) -> str | tuple[int, ...]:
-    wanted = f"`order` must be {_listed(DIRECTIONS)}, or distinct positions"
+    wanted = f"order must be {_listed(DIRECTIONS)}, or distinct positions"
     if isinstance(order, str):
         if order not in DIRECTIONS:
             raise ValueError(f"{wanted}, got {order!r}")

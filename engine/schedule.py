@@ -28,18 +28,18 @@ class Schedule:
     def __post_init__(self) -> None:
         object.__setattr__(self, "segments", tuple((name, Fraction(size)) for name, size in self.segments))
         if not self.segments:
-            raise ValueError(f"`schedule` must be {_FORMS}, got nothing")
+            raise ValueError(f"schedule must be {_FORMS}, got nothing")
         for name, size in self.segments:
             if size <= 0:
-                raise ValueError(f"`schedule` must give every segment a positive size, got {self._spell(name, size)!r}")
+                raise ValueError(f"schedule must give every segment a positive size, got {self._spell(name, size)!r}")
             if not self.percent and size.denominator != 1:
                 raise ValueError(
-                    f"`schedule` must give whole steps, got {self._spell(name, size)!r}; "
+                    f"schedule must give whole steps, got {self._spell(name, size)!r}; "
                     f"for a share of the trajectory write {self._spell(name, size) + '%'!r}"
                 )
         if self.percent and self._total != 100:
             raise ValueError(
-                f"`schedule` must have shares that sum to 100%, got {_decimal(self._total)}% in {str(self)!r}"
+                f"schedule must have shares that sum to 100%, got {_decimal(self._total)}% in {str(self)!r}"
             )
 
     @classmethod
@@ -56,12 +56,12 @@ class Schedule:
         a bad size.
         """
         if not isinstance(text, str):
-            raise TypeError(f"`schedule` must be text, {_FORMS}, got {text!r}")
+            raise TypeError(f"schedule must be text, {_FORMS}, got {text!r}")
         if text.strip() in names:
             return cls.single(text.strip())
         parts = [_parse_segment(part, names) for part in text.split()]
         if len({percent for _, _, percent in parts}) > 1:
-            raise ValueError(f"`schedule` must be all in steps or all in percent, got both in {text!r}")
+            raise ValueError(f"schedule must be all in steps or all in percent, got both in {text!r}")
         return cls(tuple((name, size) for name, size, _ in parts), percent=bool(parts) and parts[0][2])
 
     @property
@@ -77,12 +77,12 @@ class Schedule:
         steps do not sum to `num_steps`.
         """
         if isinstance(num_steps, bool) or not isinstance(num_steps, int):
-            raise TypeError(f"`num_steps` must be a whole number, got {num_steps!r}")
+            raise TypeError(f"num_steps must be a whole number, got {num_steps!r}")
         if num_steps < 1:
-            raise ValueError(f"`num_steps` must be positive, got {num_steps}")
+            raise ValueError(f"num_steps must be positive, got {num_steps}")
         if not self.percent and self._total != num_steps:
             raise ValueError(
-                f"`schedule` must cover the trajectory of {num_steps} steps, got {self._total} steps in {str(self)!r}; "
+                f"schedule must cover the trajectory of {num_steps} steps, got {self._total} steps in {str(self)!r}; "
                 f"change the sizes, or use shares that fit any trajectory: {str(self._in_percent())!r}"
             )
         sums = accumulate((size for _, size in self.segments), initial=Fraction(0))
@@ -107,18 +107,18 @@ class Schedule:
 def _parse_segment(part: str, names: Sequence[str]) -> tuple[str, Fraction, bool]:
     name, colon, size = part.rpartition(":")
     if not colon:
-        alone = f"`schedule` must give {part!r} a size, as it is not alone"
+        alone = f"schedule must give {part!r} a size, as it is not alone"
         raise ValueError(alone if part in names else _unknown(part, names))
     if name not in names:
         raise ValueError(_unknown(name, names))
     match = _SIZE.fullmatch(size)
     if match is None:
-        raise ValueError(f"`schedule` must be {_FORMS}, with positive sizes, got {part!r}")
+        raise ValueError(f"schedule must be {_FORMS}, with positive sizes, got {part!r}")
     return name, Fraction(match[1]), bool(match[2])
 
 
 def _unknown(name: str, names: Sequence[str]) -> str:
-    return f"`schedule` must name known models ({', '.join(map(repr, names))}), got {name!r}"
+    return f"schedule must name known models ({', '.join(map(repr, names))}), got {name!r}"
 
 
 def _decimal(size: Fraction) -> str:

@@ -85,9 +85,9 @@ def events(
     """
     models, starts, stops = ([segment[i] for segment in segments] for i in range(3))
     if not segments or starts != [0, *stops[:-1]]:
-        raise ValueError(f"`segments` must be contiguous from step 0, got {list(segments)}")
+        raise ValueError(f"segments must be contiguous from step 0, got {list(segments)}")
     if plan.step.size and plan.step.max() >= stops[-1]:
-        raise ValueError(f"`segments` must cover step {plan.step.max()} of the plan, got an end at {stops[-1]}")
+        raise ValueError(f"segments must cover step {plan.step.max()} of the plan, got an end at {stops[-1]}")
     order = np.argsort(plan.step, axis=1, kind="stable")
     step = np.take_along_axis(plan.step, order, axis=1)
     return Events(
@@ -260,25 +260,25 @@ class Timeline:
         for name in ("step", "mask_rate", "model"):
             if getattr(chunk, name).shape != (num_sequences, n) or len(chunk.sequence) != num_sequences:
                 raise ValueError(
-                    f"`{name}` must have one entry per sequence and row {[len(chunk.sequence), n]}, "
+                    f"{name} must have one entry per sequence and row {[len(chunk.sequence), n]}, "
                     f"got {list(getattr(chunk, name).shape)} in {where}"
                 )
         if n == 0:
-            raise ValueError(f"`position` must have at least one masked position per sequence, got none in {where}")
+            raise ValueError(f"position must have at least one masked position per sequence, got none in {where}")
         if not n <= chunk.length <= self.max_length:
             raise ValueError(
-                f"`length` must lie between the number of masked positions {n} and `max_length` {self.max_length}, "
+                f"length must lie between the number of masked positions {n} and max_length {self.max_length}, "
                 f"got {chunk.length} in {where}"
             )
         if num_sequences and not 0 <= chunk.model.min() <= chunk.model.max() < self.num_models:
             got = f"{chunk.model.min()} to {chunk.model.max()} in {where}"
-            raise ValueError(f"`model` must lie between 0 and {self.num_models - 1}, got {got}")
+            raise ValueError(f"model must lie between 0 and {self.num_models - 1}, got {got}")
 
 
 def _check_positive(**sizes: int) -> None:
     for name, size in sizes.items():
         if size < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {size}")
+            raise ValueError(f"{name} must be at least 1, got {size}")
 
 
 def _ahead(step: np.ndarray, model: np.ndarray, max_length: int) -> tuple[np.ndarray, np.ndarray]:

@@ -191,43 +191,43 @@ def test_orders():
     plan = Order([4, 0, 2, 1, 3, 5, 99]).plan(times, positions)  # 0, 2, 3 are given, 99 lies outside
     assert plan.step.tolist() == [[1, 0, 2]] * 2
     assert plan.mask_rate.tolist() == [[2 / 3, 1, 1 / 3]] * 2
-    with pytest.raises(ValueError, match=r"`order` must name every masked position, got one that lacks \[4\]"):
+    with pytest.raises(ValueError, match=r"order must name every masked position, got one that lacks \[4\]"):
         Order([5, 1]).plan(times, positions)
 
 
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: Ancestral(0), ValueError, r"`steps` must lie between 1 and 1000000, got 0"),
-        (lambda: Ancestral(-3), ValueError, r"`steps` .* got -3"),
-        (lambda: Ancestral(MAX_STEPS + 1), ValueError, r"`steps` .* got 1000001"),
-        (lambda: Ancestral(True), TypeError, r"`steps` must be a whole number, got True"),
-        (lambda: Ancestral(8.0), TypeError, r"`steps` must be a whole number, got 8.0"),
-        (lambda: Ancestral("8"), TypeError, r"`steps` must be a whole number, got '8'"),
-        (lambda: Fixed(0), ValueError, r"`steps` .* got 0"),
-        (lambda: Fixed(True), TypeError, r"`steps` .* got True"),
-        (lambda: Fixed(2.5), TypeError, r"`steps` .* got 2.5"),
-        (lambda: Ancestral(4, "sine"), ValueError, r'`grid` must be "linear", "cosine", or .* got \'sine\''),
+        (lambda: Ancestral(0), ValueError, r"steps must lie between 1 and 1000000, got 0"),
+        (lambda: Ancestral(-3), ValueError, r"steps .* got -3"),
+        (lambda: Ancestral(MAX_STEPS + 1), ValueError, r"steps .* got 1000001"),
+        (lambda: Ancestral(True), TypeError, r"steps must be a whole number, got True"),
+        (lambda: Ancestral(8.0), TypeError, r"steps must be a whole number, got 8.0"),
+        (lambda: Ancestral("8"), TypeError, r"steps must be a whole number, got '8'"),
+        (lambda: Fixed(0), ValueError, r"steps .* got 0"),
+        (lambda: Fixed(True), TypeError, r"steps .* got True"),
+        (lambda: Fixed(2.5), TypeError, r"steps .* got 2.5"),
+        (lambda: Ancestral(4, "sine"), ValueError, r'grid must be "linear", "cosine", or .* got \'sine\''),
         (
             lambda: Ancestral(4, (1, 0.5, 0)),
             ValueError,
             r"steps \+ 1 = 5 numbers .* got shape \[3\]: \[1.0, 0.5, 0.0\]",
         ),
-        (lambda: Ancestral(1, 0.5), ValueError, r"`grid` .* got shape \[\]: 0.5"),
-        (lambda: Ancestral(2, (0.9, 0.5, 0)), ValueError, r"`grid` .* got a start at 0.9"),
-        (lambda: Ancestral(2, (NAN, 0.5, 0)), ValueError, r"`grid` .* got a start at nan"),
-        (lambda: Ancestral(2, (1, 1, 0)), ValueError, r"`grid` .* got 1.0 and then 1.0 at 0 and 1"),
-        (lambda: Ancestral(3, (1, 0.2, 0.4, 0)), ValueError, r"`grid` .* got 0.2 and then 0.4 at 1 and 2"),
-        (lambda: Ancestral(3, (1, 0.2, NAN, 0)), ValueError, r"`grid` .* got 0.2 and then nan"),
-        (lambda: Ancestral(2, (1, 0.5, -0.1)), ValueError, r"`grid` .* got an end at -0.1"),
-        (lambda: Ancestral(1, ("a", "b")), TypeError, r"`grid` .* got \('a', 'b'\)"),
-        (lambda: Order("upwards"), ValueError, r'`order` must be "left-to-right", .* got \'upwards\''),
-        (lambda: Order([0, 2, 1, 2]), ValueError, r"`order` must be .*distinct positions, got 2 more than once"),
-        (lambda: Order([0, -1]), ValueError, r"`order` .* got -1"),
-        (lambda: Order([]), TypeError, r"`order` .* got \[\]"),
-        (lambda: Order([0, 0.5]), TypeError, r"`order` .*whole numbers.* got \[0, 0.5\]"),
-        (lambda: Order([True, False]), TypeError, r"`order` .*whole numbers.* got \[True, False\]"),
-        (lambda: Order([[0], [1, 2]]), TypeError, r"`order` .* got \[\[0\], \[1, 2\]\]"),
+        (lambda: Ancestral(1, 0.5), ValueError, r"grid .* got shape \[\]: 0.5"),
+        (lambda: Ancestral(2, (0.9, 0.5, 0)), ValueError, r"grid .* got a start at 0.9"),
+        (lambda: Ancestral(2, (NAN, 0.5, 0)), ValueError, r"grid .* got a start at nan"),
+        (lambda: Ancestral(2, (1, 1, 0)), ValueError, r"grid .* got 1.0 and then 1.0 at 0 and 1"),
+        (lambda: Ancestral(3, (1, 0.2, 0.4, 0)), ValueError, r"grid .* got 0.2 and then 0.4 at 1 and 2"),
+        (lambda: Ancestral(3, (1, 0.2, NAN, 0)), ValueError, r"grid .* got 0.2 and then nan"),
+        (lambda: Ancestral(2, (1, 0.5, -0.1)), ValueError, r"grid .* got an end at -0.1"),
+        (lambda: Ancestral(1, ("a", "b")), TypeError, r"grid .* got \('a', 'b'\)"),
+        (lambda: Order("upwards"), ValueError, r'order must be "left-to-right", .* got \'upwards\''),
+        (lambda: Order([0, 2, 1, 2]), ValueError, r"order must be .*distinct positions, got 2 more than once"),
+        (lambda: Order([0, -1]), ValueError, r"order .* got -1"),
+        (lambda: Order([]), TypeError, r"order .* got \[\]"),
+        (lambda: Order([0, 0.5]), TypeError, r"order .*whole numbers.* got \[0, 0.5\]"),
+        (lambda: Order([True, False]), TypeError, r"order .*whole numbers.* got \[True, False\]"),
+        (lambda: Order([[0], [1, 2]]), TypeError, r"order .* got \[\[0\], \[1, 2\]\]"),
     ],
 )
 def test_bad_arguments(make, error, message):
@@ -238,15 +238,15 @@ def test_bad_arguments(make, error, message):
 @pytest.mark.parametrize(
     ("times", "positions", "message"),
     [
-        ([[0.5, 0.5]], [3, 1], r"`positions` must be ascending masked positions, at least one, got \[3, 1\]"),
-        ([[0.5, 0.5]], [1, 1], r"`positions` .* got \[1, 1\]"),
-        ([[0.5, 0.5]], [-1, 1], r"`positions` .* got \[-1, 1\]"),
-        (np.zeros((2, 0)), [], r"`positions` .* at least one, got \[\]"),
-        ([0.5, 0.5], [0, 1], r"`times` must have shape \[sequences, 2\], got \[2\]"),
-        ([[0.5]], [0, 1], r"`times` must have shape \[sequences, 2\], got \[1, 1\]"),
-        ([[0.5, 1.0]], [0, 1], r"`times` must lie strictly between 0 and 1, got 1.0"),
-        ([[0.0, 0.5]], [0, 1], r"`times` .* got 0.0"),
-        ([[NAN, 0.5]], [0, 1], r"`times` .* got nan"),
+        ([[0.5, 0.5]], [3, 1], r"positions must be ascending masked positions, at least one, got \[3, 1\]"),
+        ([[0.5, 0.5]], [1, 1], r"positions .* got \[1, 1\]"),
+        ([[0.5, 0.5]], [-1, 1], r"positions .* got \[-1, 1\]"),
+        (np.zeros((2, 0)), [], r"positions .* at least one, got \[\]"),
+        ([0.5, 0.5], [0, 1], r"times must have shape \[sequences, 2\], got \[2\]"),
+        ([[0.5]], [0, 1], r"times must have shape \[sequences, 2\], got \[1, 1\]"),
+        ([[0.5, 1.0]], [0, 1], r"times must lie strictly between 0 and 1, got 1.0"),
+        ([[0.0, 0.5]], [0, 1], r"times .* got 0.0"),
+        ([[NAN, 0.5]], [0, 1], r"times .* got nan"),
     ],
 )
 @pytest.mark.parametrize("policy", ENROLLED, ids=str)
@@ -272,13 +272,13 @@ def test_parse():
         ("ancestral", r"got 'ancestral'"),
         ("ancestral:", r"got 'ancestral:'"),
         ("ancestral:ten", r"got 'ancestral:ten'.*'ten'"),
-        ("ancestral:0", r"got 'ancestral:0': `steps` must lie between"),
+        ("ancestral:0", r"got 'ancestral:0': steps must lie between"),
         ("ancestral:2.5", r"got 'ancestral:2.5'"),
         ("ancestral:8:sine", r"got 'ancestral:8:sine'"),
         ("ancestral:8:cosine:1", r"got 'ancestral:8:cosine:1'"),
-        ("ancestral:2:1,0.5", r"`grid` must be"),
+        ("ancestral:2:1,0.5", r"grid must be"),
         ("first-hitting:3", r"got 'first-hitting:3'"),
-        ("fixed:-1", r"`steps` must lie between"),
+        ("fixed:-1", r"steps must lie between"),
         ("order:1,1", r"1 more than once"),
         ("random", r"got 'random'"),
     ],
@@ -286,4 +286,4 @@ def test_parse():
 def test_parse_errors_list_the_forms(text, message):
     with pytest.raises(ValueError, match=message) as error:
         parse(text)
-    assert '`reveal` must be one of "ancestral:STEPS"' in str(error.value) and '"first-hitting"' in str(error.value)
+    assert 'reveal must be one of "ancestral:STEPS"' in str(error.value) and '"first-hitting"' in str(error.value)

@@ -88,7 +88,7 @@ def assert_covers(assigned, num_steps):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", r"`schedule` must be .* got nothing"),
+        ("", r"schedule must be .* got nothing"),
         ("  ", r"got nothing"),
         ("small", r"known models \('heavy', 'light', 'org/model:v2'\), got 'small'"),
         ("small:10", r"known models \('heavy', 'light', 'org/model:v2'\), got 'small'"),
@@ -115,15 +115,15 @@ def test_parse_errors(text, message):
 
 
 def test_wrong_types():
-    with pytest.raises(TypeError, match=r"`schedule` must be text, .* got 125"):
+    with pytest.raises(TypeError, match=r"schedule must be text, .* got 125"):
         Schedule.parse(125, NAMES)
     for value in (True, 10.0, "10"):
-        with pytest.raises(TypeError, match="`num_steps` must be a whole number"):
+        with pytest.raises(TypeError, match="num_steps must be a whole number"):
             Schedule.single("heavy").assign(value)
 
 
 def test_assign_errors():
-    with pytest.raises(ValueError, match="`num_steps` must be positive, got 0"):
+    with pytest.raises(ValueError, match="num_steps must be positive, got 0"):
         Schedule.single("heavy").assign(0)
     with pytest.raises(ValueError, match=r"trajectory of 500 steps, got 1000 steps in 'light:125") as error:
         Schedule.parse(SANDWICH, NAMES).assign(500)
@@ -135,6 +135,6 @@ def test_garbage_is_a_value_error_or_a_schedule(text):
     try:
         schedule = Schedule.parse(text, NAMES)
     except ValueError as error:
-        assert "`schedule`" in str(error)
+        assert "schedule" in str(error)
     else:
         assert Schedule.parse(str(schedule), NAMES) == schedule

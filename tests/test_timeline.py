@@ -200,13 +200,13 @@ def test_events_sorts_and_assigns_models():
 @pytest.mark.parametrize("segments", [[], [(0, 1, 3)], [(0, 0, 1), (1, 2, 3)]])
 def test_segments_must_be_contiguous(segments):
     plan = Fixed(3).plan(np.array([[0.5, 0.25, 0.75]]), np.arange(3))
-    with pytest.raises(ValueError, match="`segments` must be contiguous from step 0"):
+    with pytest.raises(ValueError, match="segments must be contiguous from step 0"):
         events(plan, np.arange(3), 3, [0], segments)
 
 
 def test_segments_must_cover_the_plan():
     plan = Fixed(3).plan(np.array([[0.5, 0.25, 0.75]]), np.arange(3))
-    with pytest.raises(ValueError, match="`segments` must cover step 2 of the plan, got an end at 2"):
+    with pytest.raises(ValueError, match="segments must cover step 2 of the plan, got an end at 2"):
         events(plan, np.arange(3), 3, [0], [(0, 0, 2)])
 
 
@@ -220,9 +220,9 @@ RAGGED = Events(
     ("part", "message"),
     [
         (NO_ROWS, r"at least one masked position per sequence, got none in sequences from \[5\]"),
-        (RAGGED, r"`step` must have one entry per sequence and row \[2, 3\], got \[1, 3\]"),
-        (chunk([3], 9, FirstHitting()), r"`length` must lie between .* 9 and `max_length` 8, got 9"),
-        (chunk([3], 8, FirstHitting(), "c", models=("a", "b", "c")), r"`model` must lie between 0 and 1, got 2 to 2"),
+        (RAGGED, r"step must have one entry per sequence and row \[2, 3\], got \[1, 3\]"),
+        (chunk([3], 9, FirstHitting()), r"length must lie between .* 9 and max_length 8, got 9"),
+        (chunk([3], 8, FirstHitting(), "c", models=("a", "b", "c")), r"model must lie between 0 and 1, got 2 to 2"),
     ],
 )
 def test_bad_events(part, message):
@@ -233,7 +233,7 @@ def test_bad_events(part, message):
 @pytest.mark.parametrize("name", ["num_models", "max_batch", "max_resident", "max_length"])
 def test_bad_sizes(name):
     sizes = {"num_models": 1, "max_batch": 1, "max_resident": 1, "max_length": 1} | {name: 0}
-    with pytest.raises(ValueError, match=f"`{name}` must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
         Timeline(iter(()), **sizes)
 
 
