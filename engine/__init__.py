@@ -10,7 +10,6 @@
 """
 
 from unmask import kernels
-
 from unmask.checkpoints import load
 from unmask.choose import Categorical
 from unmask.denoiser import Batch, Denoiser, DenoiserSpec, Flops, Head, LogitsDenoiser

@@ -30,7 +30,7 @@ class Templates:
         """int64 ids of a prompt, checked against the vocabulary; `argument` names it in errors."""
         if prompt is None:
             return np.empty(0, np.int64)
-        ids = self._encode(prompt, argument) if isinstance(prompt, str) else np.asarray(prompt)
+        ids = self._encode(prompt, argument) if isinstance(prompt, str) else _as_array(prompt)
         if ids.ndim != 1 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
             raise TypeError(f"{argument} must be text or one row of integer token ids, got {prompt!r:.80}")
         bad = np.flatnonzero((ids < 0) | (ids >= self.vocab_size))
@@ -113,7 +113,7 @@ class Templates:
                     raise ValueError(f"{name} must be one value or {num_samples} of them, got {len(value)}")
         if not any(many):
             template = self.build(length, prompt, suffix)
-            return repeat((template, 1 << 16)) if num_samples is None else iter([(template, num_samples)])
+            return repeat((template, 1 << 16)) if num_samples is None else iter([(template, int(num_samples))])
         return self._each(num_samples, length, prompt, suffix, many)
 
     def _each(self, num_samples, length, prompt, suffix, many) -> Iterator[tuple[np.ndarray, int]]:
@@ -142,6 +142,13 @@ def _is_many(value: object) -> bool:
     if isinstance(value, Sequence):
         return bool(len(value)) and not isinstance(value[0], (int, np.integer))
     return isinstance(value, Iterable)
+
+
+def _as_array(prompt: object) -> np.ndarray:
+    try:
+        return np.asarray(prompt)
+    except ValueError:  # lists of unequal depth or length
+        return np.array(None)
 
 
 def check_count(name: str, value: object) -> None:

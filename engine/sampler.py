@@ -22,7 +22,7 @@ from unmask.timeline import Events, Tick, Timeline, events
 from unmask.workspace import Workspace
 
 # Sequences are planned together up to this many positions, to share the cost of the array operations.
-PLANNED_POSITIONS = 1 << 17
+PLANNED_POSITIONS = 1 << 14
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +149,7 @@ class Sampler:
         requests = self._requests(num_samples, length, prompt, suffix)
         run = self._run(requests, length, seed, view.update)
         with view:
-            view.start(num_samples, self._num_masked(requests), list(self.models))
+            view.start(int(num_samples), self._num_masked(requests), list(self.models))
             samples = [view.finish(sample) for sample in run]
         return Samples(samples, check_seed(seed), run.stats)
 
