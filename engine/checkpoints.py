@@ -12,7 +12,6 @@ Pickled checkpoints are read with `weights_only=True`. Lightning files also hold
 the like: inert placeholders take their names, so nothing of these libraries is imported and nothing is run.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -29,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from unmask.denoiser import Denoiser, DenoiserSpec
+from unmask.denoiser import Denoiser, DenoiserSpec, fingerprint
 from unmask.files import publish
 from unmask.models.dit import DTYPES, DiT, Shape, tensor_shapes
 from unmask.pickles import CheckpointError, plain, read_pickle
@@ -134,12 +133,6 @@ def save(
 def bundled() -> list[str]:
     """Names of the models that come with the package."""
     return sorted(path.parent.name for path in ASSETS.glob("*/config.json"))
-
-
-def fingerprint(tokenizer: Tokenizer) -> str:
-    """sha256 of the tokenizer's JSON as "sha256:" and 12 hex digits; equal for equal files."""
-    canonical = json.dumps(json.loads(tokenizer.to_str()), sort_keys=True)
-    return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 from unmask.denoiser import Denoiser, Flops
 from unmask.timeline import Tick
@@ -19,16 +19,42 @@ class Saving:
     without_head: float
 
 
-@dataclass
+@dataclass(frozen=True)
 class Cost:
-    """Network calls of a run, added up tick by tick.
+    """Network calls of a run and their FLOPs, as plain numbers.
 
-    A call of one sequence is an event; `calls` counts the events of each (model, length, rows revealed), which is all
-    that their FLOPs depend on.
+    calls: events (calls of one sequence) of each (model, length, rows revealed). flops: what each model computes, the
+    products really done, the head and the last block at revealed rows only. one_model: the same events, all computed by
+    the costliest model.
     """
 
-    denoisers: Mapping[str, Denoiser]
-    calls: Counter = field(default_factory=Counter)
+    calls: Mapping[tuple[str, int, int], int]
+    flops: Mapping[str, Flops]
+    one_model: Flops
+
+    @property
+    def num_events(self) -> int:
+        return sum(self.calls.values())
+
+    def events_of(self, model: str) -> int:
+        return sum(count for (name, *_), count in self.calls.items() if name == model)
+
+    @property
+    def total(self) -> Flops:
+        return sum(self.flops.values(), Flops(0, 0, 0))
+
+    @property
+    def saving(self) -> Saving:
+        with_schedule, without = self.total, self.one_model
+        body, body_alone = with_schedule.total - with_schedule.head, without.total - without.head
+        return Saving(_saved(with_schedule.total, without.total), _saved(body, body_alone))
+
+
+class Meter:
+    """Counts the calls of a run, tick by tick. `cost` is the count as it stands."""
+
+    def __init__(self, denoisers: Mapping[str, Denoiser]) -> None:
+        self.denoisers, self.calls = dict(denoisers), Counter()
 
     def add(self, tick: Tick) -> None:
         model = list(self.denoisers)[tick.model]
@@ -36,44 +62,20 @@ class Cost:
         for shape, count in shapes.items():
             self.calls[model, *shape] += count
 
-    def copy(self) -> "Cost":
-        """The count as it stands now."""
-        return Cost(self.denoisers, self.calls.copy())
-
     @property
-    def num_events(self) -> int:
-        return self.calls.total()
+    def cost(self) -> Cost:
+        flops = {
+            name: self._flops(denoiser, {call: n for call, n in self.calls.items() if call[0] == name})
+            for name, denoiser in self.denoisers.items()
+        }
+        alone = (self._flops(denoiser, self.calls) for denoiser in self.denoisers.values())
+        return Cost(dict(self.calls), flops, max(alone, key=lambda flops: flops.total))
 
-    def events_of(self, model: str) -> int:
-        return sum(count for (name, *_), count in self.calls.items() if name == model)
-
-    @property
-    def flops(self) -> dict[str, Flops]:
-        """What each model computes: the products really done, the head and the last block at revealed rows only."""
-        total = {name: Flops(0, 0, 0) for name in self.denoisers}
-        for (name, length, rows), count in self.calls.items():
-            total[name] += self.denoisers[name].flops(length, rows) * count
-        return total
-
-    @property
-    def total(self) -> Flops:
-        return sum(self.flops.values(), Flops(0, 0, 0))
-
-    @property
-    def one_model(self) -> Flops:
-        """The same events, all computed by the costliest model."""
-
-        def alone(denoiser: Denoiser) -> Flops:
-            shapes = ((denoiser.flops(length, rows) * count) for (_, length, rows), count in self.calls.items())
-            return sum(shapes, Flops(0, 0, 0))
-
-        return max((alone(denoiser) for denoiser in self.denoisers.values()), key=lambda flops: flops.total)
-
-    @property
-    def saving(self) -> Saving:
-        with_schedule, without = self.total, self.one_model
-        body, body_alone = with_schedule.total - with_schedule.head, without.total - without.head
-        return Saving(_saved(with_schedule.total, without.total), _saved(body, body_alone))
+    @staticmethod
+    def _flops(denoiser: Denoiser, calls: Mapping[tuple[str, int, int], int]) -> Flops:
+        """What `calls` cost if this denoiser computes them."""
+        each = (denoiser.flops(length, rows) * count for (_, length, rows), count in calls.items())
+        return sum(each, Flops(0, 0, 0))
 
 
 def flops_dict(flops: Flops) -> dict[str, int]:

@@ -1,8 +1,10 @@
 """The seam between the sampling loop and a network."""
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, groupby
 from typing import NamedTuple
@@ -150,6 +152,7 @@ class Denoiser(ABC):
     head: Head
     tokenizer: Tokenizer | None
     name: str
+    device: torch.device = torch.device("cpu")
 
     @abstractmethod
     def buffers(self, max_tokens: int, max_rows: int, max_batch: int) -> dict[str, tuple[int, torch.dtype]]:
@@ -168,6 +171,12 @@ class Denoiser(ABC):
         yield slice(0, len(batch.rows)), self.hidden(batch, workspace)
 
 
+def fingerprint(tokenizer: Tokenizer) -> str:
+    """sha256 of the tokenizer's JSON as "sha256:" and 12 hex digits; equal for equal files."""
+    canonical = json.dumps(json.loads(tokenizer.to_str()), sort_keys=True)
+    return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
 class LogitsDenoiser(Denoiser):
     """A model that can only return logits: works everywhere, and computes more than is needed.
 
@@ -184,9 +193,13 @@ class LogitsDenoiser(Denoiser):
         *,
         tokenizer: Tokenizer | None = None,
         name: str = "logits",
+        device: torch.device | str = "cpu",
         max_bytes: int = 256 << 20,
     ):
+        if tokenizer is not None and spec.tokenizer is None:
+            spec = replace(spec, tokenizer=fingerprint(tokenizer))
         self.logits, self.spec, self.tokenizer, self.name, self.max_bytes = logits, spec, tokenizer, name, max_bytes
+        self.device = torch.device(device)
         self.head = Head(None)
 
     def buffers(self, max_tokens: int, max_rows: int, max_batch: int) -> dict[str, tuple[int, torch.dtype]]:
@@ -225,13 +238,15 @@ class LogitsDenoiser(Denoiser):
         return Flops(blocks=2 * self.spec.num_parameters * length, attention=0, head=0)
 
 
-def check_same_tokens(denoisers: Mapping[str, Denoiser]) -> None:
-    """Raise ValueError unless all denoisers agree on what a token id means: vocabulary size, mask id and tokenizer.
+def check_compatible(denoisers: Mapping[str, Denoiser]) -> None:
+    """Raise ValueError unless all denoisers agree on what a token id means (vocabulary size, mask id and tokenizer) and
+    live on one device.
 
     A denoiser without a tokenizer agrees with any tokenizer.
     """
-    for field in ("vocab_size", "mask_id", "tokenizer"):
-        known = [(name, getattr(d.spec, field)) for name, d in denoisers.items() if getattr(d.spec, field) is not None]
+    for field in ("vocab_size", "mask_id", "tokenizer", "device"):
+        values = ((name, getattr(d if field == "device" else d.spec, field)) for name, d in denoisers.items())
+        known = [(name, value) for name, value in values if value is not None]
         for name, value in known[1:]:
             if value != known[0][1]:
                 raise ValueError(

@@ -35,7 +35,7 @@ class Plan:
     @property
     def nfe(self) -> dict[str, float]:
         """Network evaluations per sequence, mean, by model."""
-        return {name: self.cost.events_of(name) / self.num_samples for name in self.cost.denoisers}
+        return {name: self.cost.events_of(name) / self.num_samples for name in self.cost.flops}
 
     def to_json(self) -> dict:
         """What `unmask plan --json` prints."""

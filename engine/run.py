@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from unmask.choose import Categorical
-from unmask.cost import Cost
+from unmask.cost import Meter
 from unmask.denoiser import Batch, Denoiser
 from unmask.kernels import HeadSample, sample_head
 from unmask.samples import Sample, Stats, decode
@@ -46,14 +46,14 @@ class Run(Iterator[Sample]):
         self._seed, self._choose, self._impl, self._on_tick = seed, choose, impl, on_tick
         self._tokenizer = tokenizer
         first = self._models[0]
-        self._device = getattr(first, "device", torch.device("cpu"))
+        self._device = first.device
         self._forbid = torch.tensor([first.spec.mask_id], device=self._device)
         max_batch, slots = timeline.max_batch, timeline.max_resident
         self._workspace = Workspace(requirements(self._models, max_batch, length), self._device)
         self._tokens = torch.empty(slots, length, dtype=torch.int64, device=self._device)
         self._logprobs = torch.empty(slots, length, device=self._device)
         self._reveal_step = np.empty((slots, length), np.int32)
-        self._cost, self._num_finished = Cost(self.denoisers), 0
+        self._meter, self._num_finished = Meter(self.denoisers), 0
         self._seconds = dict.fromkeys(PHASES, 0.0)
         self._started, self._stopped = time.perf_counter(), None
         for denoiser in self._models:
@@ -73,7 +73,7 @@ class Run(Iterator[Sample]):
         phases = {**self._seconds, "other": total - sum(self._seconds.values())}
         return Stats(
             num_samples=self._num_finished,
-            cost=self._cost.copy(),
+            cost=self._meter.cost,
             num_ticks=self.timeline.stats.num_ticks,
             occupancy=self.timeline.stats.occupancy,
             seconds={"total": total, **phases},
@@ -125,7 +125,7 @@ class Run(Iterator[Sample]):
                 self._tokens.view(-1)[targets[part]] = drawn.tokens
                 self._logprobs.view(-1)[targets[part]] = drawn.logprob.float()
         self._reveal_step[tick.row_slot, tick.row_position] = np.repeat(tick.steps, tick.row_counts)
-        self._cost.add(tick)
+        self._meter.add(tick)
 
     def _draw(self, denoiser: Denoiser, hidden: Tensor, keys: Tensor) -> HeadSample:
         return sample_head(

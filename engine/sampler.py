@@ -8,8 +8,8 @@ import torch
 from tokenizers import Tokenizer
 
 from unmask.choose import Categorical
-from unmask.cost import Cost
-from unmask.denoiser import Denoiser, check_same_tokens
+from unmask.cost import Meter
+from unmask.denoiser import Denoiser, check_compatible
 from unmask.kernels.noise import check_seed, reveal_times
 from unmask.plan import Plan
 from unmask.progress import Progress
@@ -61,7 +61,7 @@ class Sampler:
         self.models = {models.name: models} if isinstance(models, Denoiser) else dict(models)
         if not self.models:
             raise ValueError("models must hold at least one denoiser, got none")
-        check_same_tokens(self.models)
+        check_compatible(self.models)
         check_count("max_batch", max_batch)
         if max_resident is not None:
             check_count("max_resident", max_resident)
@@ -109,9 +109,9 @@ class Sampler:
         """What `sample` with the same arguments will do: every network call, counted, without making one."""
         requests = self._requests(num_samples, length, prompt, suffix)
         timeline = self._timeline(requests, length, seed)
-        cost = Cost(self.models)
+        meter = Meter(self.models)
         for tick in timeline:
-            cost.add(tick)
+            meter.add(tick)
         space = requirements(list(self.models.values()), self.max_batch, timeline.max_length)
         return Plan(
             num_samples=int(num_samples),
@@ -120,7 +120,7 @@ class Sampler:
             schedule=str(self.schedule),
             num_ticks=timeline.stats.num_ticks,
             occupancy=timeline.stats.occupancy,
-            cost=cost,
+            cost=meter.cost,
             peak_bytes=Workspace(space, "meta").nbytes + state_bytes(timeline, timeline.max_length),
         )
 

@@ -66,7 +66,7 @@ class Stats:
     @property
     def nfe(self) -> dict[str, float]:
         """Network evaluations per finished sequence, mean, by model; those of unfinished ones count as well."""
-        return {name: self.cost.events_of(name) / max(1, self.num_samples) for name in self.cost.denoisers}
+        return {name: self.cost.events_of(name) / max(1, self.num_samples) for name in self.cost.flops}
 
     def to_json(self) -> dict:
         return {

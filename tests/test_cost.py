@@ -1,6 +1,7 @@
 """Costs: counted calls against calls that are made, and the saving of a schedule."""
 
 import json
+import pickle
 from collections import Counter
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from toys import MASK, Toy, random_dit
 
 from unmask import Ancestral, FirstHitting, Sampler
-from unmask.cost import Cost
+from unmask.cost import Meter
 from unmask.denoiser import Flops
 
 LENGTH = 16
@@ -60,18 +61,19 @@ def test_the_saving_compares_with_the_costliest_model_alone():
 
 
 def test_nothing_done_costs_nothing():
-    cost = Cost({"a": Priced(1)})
+    cost = Meter({"a": Priced(1)}).cost
     assert cost.total == Flops(0, 0, 0) and cost.num_events == 0
     assert cost.saving.with_head == cost.saving.without_head == 0.0
 
 
-def test_a_copy_stands_still():
+def test_stats_stand_still_and_can_be_pickled():
     run = Sampler(Priced(1), reveal=Ancestral(4), max_batch=2).stream(8, 16)
     next(run)
-    copy = run._cost.copy()
-    before = copy.num_events
+    stats = run.stats
+    before = stats.events
     list(run)
-    assert copy.num_events == before < run._cost.num_events
+    assert stats.events == before < run.stats.events
+    assert pickle.loads(pickle.dumps(stats)).cost == stats.cost
 
 
 def test_a_sandwich_of_transformers_saves_what_its_events_save():

@@ -1,11 +1,10 @@
 """The seam: packed batches, the wrapper for foreign models, agreement of models, the workspace."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
+from tokenizers import Tokenizer, models
 
-from unmask.denoiser import Batch, DenoiserSpec, Flops, LogitsDenoiser, check_same_tokens, runs
+from unmask.denoiser import Batch, DenoiserSpec, Flops, LogitsDenoiser, check_compatible, fingerprint, runs
 from unmask.workspace import Workspace
 
 VOCAB = 11
@@ -124,13 +123,23 @@ def test_specs_that_make_no_sense(changes, message):
         make_spec(**changes)
 
 
-def test_models_of_one_run_must_agree_on_tokens():
-    heavy, light = SimpleNamespace(spec=make_spec(tokenizer="sha256:a")), SimpleNamespace(spec=make_spec())
-    check_same_tokens({"heavy": heavy, "light": light})  # a model without a tokenizer agrees
-    for field, value in (("vocab_size", 12), ("mask_id", 9), ("tokenizer", "sha256:b")):
-        other = SimpleNamespace(spec=make_spec(**{field: value}))
+def test_models_of_one_run_must_agree_on_tokens_and_device():
+    def model(device="cpu", **changes):
+        return LogitsDenoiser(None, make_spec(**changes), device=device)
+
+    heavy, light = model(tokenizer="sha256:a"), model()
+    check_compatible({"heavy": heavy, "light": light})  # a model without a tokenizer agrees
+    for field, value in (("vocab_size", 12), ("mask_id", 9), ("tokenizer", "sha256:b"), ("device", "meta")):
         with pytest.raises(ValueError, match=rf"share {field}, got .* for 'heavy' and .* for 'other'"):
-            check_same_tokens({"heavy": heavy, "light": light, "other": other})
+            check_compatible({"heavy": heavy, "light": light, "other": model(**{field: value})})
+
+
+def test_a_wrapped_model_has_the_fingerprint_of_its_tokenizer():
+    tokenizers = [Tokenizer(models.WordLevel({word: 0}, word)) for word in "ab"]
+    wrapped = [LogitsDenoiser(None, make_spec(), tokenizer=tokenizer) for tokenizer in tokenizers]
+    assert wrapped[0].spec.tokenizer == fingerprint(tokenizers[0])
+    with pytest.raises(ValueError, match="share tokenizer"):
+        check_compatible(dict(zip("ab", wrapped, strict=True)))
 
 
 def test_flops():

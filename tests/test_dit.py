@@ -25,15 +25,6 @@ FAMILIES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """These tensors are too small to share: on a busy machine threads would only wait for each other."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
-
-
 def make(family, dtype=torch.float32, num_blocks=BLOCKS):
     cond_dim, tied, time_conditioned = FAMILIES[family]
     state = published.random_state(VOCAB, DIM, num_blocks, MLP, HEADS, cond_dim, tied)

@@ -142,15 +142,6 @@ def fits(capsys, request):
     return check
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """These tensors are too small to share: on a busy machine threads would only wait for each other."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
-
-
 @pytest.fixture(scope="module")
 def contradictory():
     return inconsistent(num_ids=3, length=4, seed=1)

@@ -45,15 +45,6 @@ def wordy(name="toy", max_length=32):
     return toy
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """These tensors are too small to share: on a busy machine threads would only wait for each other."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
-
-
 # ---- Prompts ----
 
 

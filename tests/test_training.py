@@ -39,14 +39,6 @@ def config(texts):
     )
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 class TestCorpus:
     def test_split_keeps_documents_whole_and_does_not_move_them(self, texts):
         documents = corpus.read_documents(texts)

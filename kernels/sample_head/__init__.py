@@ -23,7 +23,7 @@ _EXTRAS = "logprob", "lse"
 
 
 class HeadSample(NamedTuple):
-    """tokens int64 [R]; logprob and lse fp32 [R], None unless wanted."""
+    """tokens int64 [R]; logprob and lse [R], fp32 (fp64 if hidden or weight is), None unless wanted."""
 
     tokens: Tensor
     logprob: Tensor | None = None
