@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from toys import HiddenMarkov, Toy, consistent, inconsistent, random_dit, states_of
+from toys import HiddenMarkov, Toy, consistent, inconsistent, states_of
 
 from unmask import Ancestral, Categorical, FirstHitting, Fixed, Order, Sampler, load
-from unmask.checkpoints import bundled
 from unmask.kernels.noise import reveal_times
 from unmask.kernels.sample_head import OPERATOR
 
@@ -425,10 +424,7 @@ def test_ragged_neighbours_change_nothing():
 
 @pytest.fixture(scope="module")
 def pair():
-    """The bundled pair with few steps; where it is missing, random transformers of another size with more steps."""
-    if {"sotu-heavy", "sotu-light"} <= set(bundled()):
-        return {"heavy": load("sotu-heavy"), "light": load("sotu-light")}, 3
-    return {"heavy": random_dit("heavy", 3), "light": random_dit("light", 1, seed=1)}, 16
+    return {"heavy": load("sotu-heavy"), "light": load("sotu-light")}
 
 
 def differing(one, other):
@@ -436,12 +432,11 @@ def differing(one, other):
 
 
 def test_packing_does_not_change_tokens(pair, capsys):
-    """fp32 transformers, 64 sequences of 256 tokens: whatever shares a tick, the tokens are the same.
+    """The bundled heavy model in fp32, 64 sequences of 256 tokens: whatever shares a tick, the tokens are the same.
 
     Only where the best two scores lie closer than the rounding of the logits could a token differ.
     """
-    models, num_steps = pair
-    heavy, policy = models["heavy"], Ancestral(num_steps)
+    heavy, policy = pair["heavy"], Ancestral(8)
     base = Sampler(heavy, reveal=policy, max_batch=16).sample(64, 256, seed=11)
     alone = Sampler(heavy, reveal=policy, max_batch=1).sample(64, 256, seed=11)
     run = Sampler(heavy, reveal=policy, max_batch=3, max_resident=5).stream(64, 256, seed=11)
@@ -459,16 +454,15 @@ def test_packing_does_not_change_tokens(pair, capsys):
 
 def test_packing_does_not_change_tokens_of_a_schedule(pair, capsys):
     """The same for two models, ragged lengths and prompts: reference runs hold one sequence at a time."""
-    models, num_steps = pair
     rng = np.random.default_rng(3)
     lengths = rng.integers(40, 257, 24).tolist()
     prompts = [rng.integers(0, 200, int(rng.integers(0, 30))).tolist() for _ in lengths]
-    options = {"schedule": "light:25% heavy:50% light:25%", "reveal": Ancestral(num_steps)}
+    options = {"schedule": "light:25% heavy:50% light:25%", "reveal": Ancestral(8)}
     arguments = {"length": lengths, "seed": 12, "prompt": prompts}
-    base = Sampler(models, max_batch=1, max_resident=1, **options).sample(24, **arguments).tokens
+    base = Sampler(pair, max_batch=1, max_resident=1, **options).sample(24, **arguments).tokens
     rates = {}
     for max_batch, resident in ((16, 256), (3, 7)):
-        packed = Sampler(models, max_batch=max_batch, max_resident=resident, **options).sample(24, **arguments)
+        packed = Sampler(pair, max_batch=max_batch, max_resident=resident, **options).sample(24, **arguments)
         rates[f"max_batch {max_batch}, {resident} resident"] = differing(base, packed.tokens)
     with capsys.disabled():
         print("".join(f"\n    schedule, {name}: {rate:.2%} of tokens differ" for name, rate in rates.items()), end="")
