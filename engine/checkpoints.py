@@ -130,6 +130,14 @@ def save(
     return folder
 
 
+def read_tokenizer(file: str | os.PathLike[str]) -> Tokenizer:
+    """The tokenizer in a tokenizer.json. Raises `CheckpointError`."""
+    try:
+        return Tokenizer.from_file(os.fspath(file))
+    except Exception as error:  # the library raises plain Exception
+        raise CheckpointError(f"{file}: not a tokenizer.json: {error}") from error
+
+
 def bundled() -> list[str]:
     """Names of the models that come with the package."""
     return sorted(path.parent.name for path in ASSETS.glob("*/config.json"))
@@ -389,7 +397,4 @@ def _tokenizer(given: Tokenizer | str | os.PathLike[str] | None, path: Path | No
             return None
     else:
         file = Path(given) / "tokenizer.json" if Path(given).is_dir() else Path(given)
-    try:
-        return Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises plain Exception
-        raise CheckpointError(f"{file}: not a tokenizer.json: {error}") from error
+    return read_tokenizer(file)

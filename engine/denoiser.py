@@ -48,7 +48,7 @@ class DenoiserSpec:
             raise ValueError(f"hidden_size must be a multiple of num_heads = {self.num_heads}, got {self.hidden_size}")
 
 
-class Run(NamedTuple):
+class Span(NamedTuple):
     """Neighbouring sequences of a batch with equal length and equal number of queries: they make a dense view."""
 
     sequences: slice
@@ -60,12 +60,12 @@ class Run(NamedTuple):
         return self.sequences.stop - self.sequences.start
 
 
-def runs(lengths: tuple[int, ...], counts: tuple[int, ...]) -> list[Run]:
-    """Cut a packed batch into `Run`s. Sequence i has `lengths[i]` keys and `counts[i]` queries."""
+def spans(lengths: tuple[int, ...], counts: tuple[int, ...]) -> list[Span]:
+    """Cut a packed batch into `Span`s. Sequence i has `lengths[i]` keys and `counts[i]` queries."""
     found, sequence, query, key = [], 0, 0, 0
     for (length, count), group in groupby(zip(lengths, counts, strict=True)):
         n = sum(1 for _ in group)
-        found.append(Run(slice(sequence, sequence + n), slice(query, query + n * count), slice(key, key + n * length)))
+        found.append(Span(slice(sequence, sequence + n), slice(query, query + n * count), slice(key, key + n * length)))
         sequence, query, key = sequence + n, query + n * count, key + n * length
     return found
 
@@ -97,14 +97,14 @@ class Batch:
                 raise ValueError(f"{name} must be int64 [{sum(sizes)}], got {flat.dtype} {list(flat.shape)}")
 
     @cached_property
-    def token_runs(self) -> list[Run]:
+    def token_spans(self) -> list[Span]:
         """Runs in which every position is queried."""
-        return runs(self.lengths, self.lengths)
+        return spans(self.lengths, self.lengths)
 
     @cached_property
-    def row_runs(self) -> list[Run]:
+    def row_spans(self) -> list[Span]:
         """Runs in which only `rows` are queried."""
-        return runs(self.lengths, self.row_counts)
+        return spans(self.lengths, self.row_counts)
 
     def shifted_rows(self) -> Tensor:
         """int64 [R]: the hidden row that predicts each of `rows` when a model's `shift` is set (see `DenoiserSpec`)."""
@@ -137,8 +137,6 @@ class Flops:
 
     def __mul__(self, times: int) -> "Flops":
         return Flops(self.blocks * times, self.attention * times, self.head * times)
-
-    __rmul__ = __mul__
 
     @property
     def total(self) -> int:
@@ -214,24 +212,25 @@ class LogitsDenoiser(Denoiser):
     def chunks(self, batch: Batch, workspace: Workspace) -> Iterator[tuple[slice, Tensor]]:
         sources = batch.shifted_rows() if self.spec.shift else batch.rows
         row_ends = [0, *accumulate(batch.row_counts)]
-        for run in batch.token_runs:
-            length = batch.lengths[run.sequences.start]
+        for span in batch.token_spans:
+            length = batch.lengths[span.sequences.start]
             step = max(1, self.max_bytes // (4 * self.spec.vocab_size * length))
-            for first in range(run.sequences.start, run.sequences.stop, step):
-                last = min(first + step, run.sequences.stop)
-                start = run.keys.start + (first - run.sequences.start) * length
+            for first in range(span.sequences.start, span.sequences.stop, step):
+                last = min(first + step, span.sequences.stop)
+                start = span.keys.start + (first - span.sequences.start) * length
                 rows = slice(row_ends[first], row_ends[last])
                 if rows.start < rows.stop:
                     tokens = batch.tokens[start : start + (last - first) * length].view(-1, length)
-                    logits = self._call(tokens, batch.mask_rate[first:last])
-                    yield rows, logits.reshape(-1, self.spec.vocab_size)[sources[rows] - start]
+                    # Not bound to a name, which would keep it alive beside the next one.
+                    yield rows, self._rows(tokens, batch.mask_rate[first:last], sources[rows] - start)
 
-    def _call(self, tokens: Tensor, mask_rate: Tensor) -> Tensor:
+    def _rows(self, tokens: Tensor, mask_rate: Tensor, rows: Tensor) -> Tensor:
+        """Logits [rows, V] of some of the positions of tokens [B, L]."""
         logits = self.logits(tokens, mask_rate) if self.spec.time_conditioned else self.logits(tokens)
         expected = (*tokens.shape, self.spec.vocab_size)
         if logits.shape != expected:
             raise ValueError(f"the logits of {self.name!r} must be {list(expected)}, got {list(logits.shape)}")
-        return logits
+        return logits.reshape(-1, self.spec.vocab_size)[rows]
 
     def flops(self, length: int, num_rows: int) -> Flops:
         """An estimate, as nothing is known of the model: two operations for each parameter and position."""

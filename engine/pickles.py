@@ -4,7 +4,6 @@
 objects of omegaconf and the like: inert placeholders take their names here, so nothing of these libraries is imported.
 """
 
-import pickle
 import re
 import zipfile
 from collections.abc import Callable, Mapping
@@ -42,7 +41,7 @@ _HARMLESS = re.compile(
 
 def read_pickle(path: Path) -> dict[str, Any]:
     if not zipfile.is_zipfile(path):
-        raise CheckpointError(f"{path}: truncated, or not written by torch.save")
+        raise CheckpointError(f"{path}: truncated, or not written by torch.save in its zip format")
     try:
         names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
         refused = [name for name in names if not _HARMLESS.fullmatch(name)]
@@ -51,7 +50,9 @@ def read_pickle(path: Path) -> dict[str, Any]:
         inert: list[Callable | tuple[Callable, str]] = [(type("Inert", (_Inert,), {}), name) for name in names]
         with torch.serialization.safe_globals(inert):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+    except CheckpointError:
+        raise
+    except Exception as error:  # a damaged pickle can make the reader stumble in any way
         raise CheckpointError(f"{path}: truncated, or not a plain checkpoint: {error}") from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: must hold a dictionary, got {type(content).__name__}")

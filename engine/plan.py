@@ -11,7 +11,8 @@ class Plan:
 
     num_samples, num_tokens: sequences, and positions to reveal in all of them. reveal, schedule: as text.
     num_ticks, occupancy: see `unmask.timeline`. cost: the calls, their FLOPs and the schedule's saving.
-    peak_bytes: all buffers of the run together, without the weights.
+    peak_bytes: all buffers of the run together: without the weights, the scratch memory of operators (the head's is at
+    most 8 MiB) and whatever a `LogitsDenoiser`'s model allocates.
     """
 
     num_samples: int

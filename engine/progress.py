@@ -133,10 +133,10 @@ class Unmasking(Bar):
         super().update(run, tick)
         self._note(tick)
         now = time.perf_counter()
-        if now - self.last < REFRESH_SECONDS and not tick.finished.any():
+        finished = set(tick.sequences[tick.finished].tolist()) & self.slots.keys()
+        if now - self.last < REFRESH_SECONDS and not finished:
             return
         self.last = now
-        finished = set(tick.sequences[tick.finished].tolist())
         for sequence, (slot, length) in list(self.slots.items()):
             fresh = self.fresh.pop(sequence, {})
             self.texts[sequence] = self._text(run.tokens_of(slot, length), {} if sequence in finished else fresh)

@@ -100,7 +100,7 @@ class Templates:
         they are needed, and all end together: with `num_samples`, or with the shortest of them when it is None.
         """
         length = self.max_length if length is None else length
-        many = [_is_many(prompt), _is_many(suffix), not np.isscalar(length)]
+        many = [_is_many(prompt), _is_many(suffix), np.ndim(length) > 0]
         if many[2]:  # they decide how much memory a run gets, so all are looked at before it starts
             if not hasattr(length, "__len__") or len(length) == 0:
                 raise TypeError(f"length must be a whole number of tokens or a list of them, got {length!r:.80}")
@@ -130,7 +130,7 @@ class Templates:
             yield template, 1
             count += 1
         if num_samples is not None and count < num_samples:
-            raise ValueError(f"prompt must give {num_samples} prompts, got {count}")
+            raise ValueError(f"prompt and suffix must give {num_samples} of each, got {count}")
 
 
 def _is_many(value: object) -> bool:

@@ -23,8 +23,8 @@ PHASES = ("plan", "body", "head", "other")
 class Run(Iterator[Sample]):
     """One run of a sampler; iterate it for its samples as they finish.
 
-    All buffers are allocated here and serve every tick: a slot of `length` tokens for each resident sequence, and one
-    workspace that all models share. `on_tick(run, tick)` is called after each tick.
+    All buffers are allocated here and serve every tick: a slot of the timeline's `max_length` tokens for each resident
+    sequence, and one workspace that all models share. `on_tick(run, tick)` is called after each tick.
 
     `stats` tells what was done so far.
     """
@@ -34,7 +34,6 @@ class Run(Iterator[Sample]):
         denoisers: Mapping[str, Denoiser],
         timeline: Timeline,
         *,
-        length: int,
         seed: int,
         choose: Categorical,
         tokenizer: Tokenizer | None = None,
@@ -48,8 +47,8 @@ class Run(Iterator[Sample]):
         first = self._models[0]
         self._device = first.device
         self._forbid = torch.tensor([first.spec.mask_id], device=self._device)
-        max_batch, slots = timeline.max_batch, timeline.max_resident
-        self._workspace = Workspace(requirements(self._models, max_batch, length), self._device)
+        slots, length = timeline.max_resident, timeline.max_length
+        self._workspace = Workspace(requirements(self._models, timeline), self._device)
         self._tokens = torch.empty(slots, length, dtype=torch.int64, device=self._device)
         self._logprobs = torch.empty(slots, length, device=self._device)
         self._reveal_step = np.empty((slots, length), np.int32)
@@ -66,6 +65,7 @@ class Run(Iterator[Sample]):
     def close(self) -> None:
         """End the run before its time; `stats` then tells what was done."""
         self._samples.close()
+        self._stopped = self._stopped or time.perf_counter()
 
     @property
     def stats(self) -> Stats:
@@ -77,7 +77,7 @@ class Run(Iterator[Sample]):
             num_ticks=self.timeline.stats.num_ticks,
             occupancy=self.timeline.stats.occupancy,
             seconds={"total": total, **phases},
-            peak_bytes=self._workspace.nbytes + state_bytes(self.timeline, self._tokens.shape[1]),
+            peak_bytes=self._workspace.nbytes + state_bytes(self.timeline),
         )
 
     def tokens_of(self, slot: int, length: int) -> np.ndarray:
@@ -167,6 +167,8 @@ class Run(Iterator[Sample]):
     def _finished(self, tick: Tick) -> Iterator[Sample]:
         """The samples that this tick completed, copied off the device together and cut apart without further copies."""
         at = np.flatnonzero(tick.finished)
+        if not at.size:
+            return
         slots, lengths = torch.from_numpy(tick.slots[at].astype(np.int64)), tick.lengths[at]
         inside = torch.from_numpy(np.arange(self._tokens.shape[1]) < lengths[:, None])
         on_device = slots.to(self._device)
@@ -182,14 +184,15 @@ class Run(Iterator[Sample]):
         self._seconds[name] += time.perf_counter() - started
 
 
-def requirements(denoisers: list[Denoiser], max_batch: int, length: int) -> list[dict[str, tuple[int, torch.dtype]]]:
+def requirements(denoisers: list[Denoiser], timeline: Timeline) -> list[dict[str, tuple[int, torch.dtype]]]:
     """What the ticks of a run ask of its workspace."""
-    max_tokens = max_batch * length
+    max_batch = min(timeline.max_batch, timeline.max_resident)
+    max_tokens = max_batch * timeline.max_length
     # A sequence may reveal all its positions in one event.
     models = [denoiser.buffers(max_tokens, max_tokens, max_batch) for denoiser in denoisers]
     return [{"tick_tokens": (max_tokens, torch.int64)}, *models]
 
 
-def state_bytes(timeline: Timeline, length: int) -> int:
+def state_bytes(timeline: Timeline) -> int:
     """Bytes of the resident sequences: tokens, log-probabilities and reveal steps, and the timeline's tables."""
-    return timeline.max_resident * length * (8 + 4 + 4) + timeline.nbytes
+    return timeline.max_resident * timeline.max_length * (8 + 4 + 4) + timeline.nbytes

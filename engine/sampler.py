@@ -58,9 +58,13 @@ class Sampler:
         max_resident: int | None = None,
         impl: str | None = None,
     ) -> None:
+        if not isinstance(models, (Denoiser, Mapping)):
+            raise TypeError(f"models must be a denoiser or a dictionary of them by name, got {type(models).__name__}")
         self.models = {models.name: models} if isinstance(models, Denoiser) else dict(models)
         if not self.models:
             raise ValueError("models must hold at least one denoiser, got none")
+        if reveal is not None and not hasattr(reveal, "num_steps"):
+            raise TypeError(f"reveal must be a policy such as Ancestral(1000), got {reveal!r}")
         check_compatible(self.models)
         check_count("max_batch", max_batch)
         if max_resident is not None:
@@ -93,9 +97,12 @@ class Sampler:
                     f"for example {names[1]}:12.5% {names[0]}:75% {names[1]}:12.5%"
                 )
             return Schedule.single(names[0])
-        if isinstance(schedule, Schedule):
-            return Schedule.parse(str(schedule), names)
-        return Schedule.parse(schedule, names)
+        if not isinstance(schedule, Schedule):
+            return Schedule.parse(schedule, names)
+        unknown = [name for name in schedule.models if name not in names]
+        if unknown:
+            raise ValueError(f"schedule must name known models ({', '.join(names)}), got {unknown[0]!r}")
+        return schedule
 
     def plan(
         self,
@@ -108,11 +115,11 @@ class Sampler:
     ) -> Plan:
         """What `sample` with the same arguments will do: every network call, counted, without making one."""
         requests = self._requests(num_samples, length, prompt, suffix)
-        timeline = self._timeline(requests, length, seed)
+        timeline = self._timeline(requests, length, seed, num_samples)
         meter = Meter(self.models)
         for tick in timeline:
             meter.add(tick)
-        space = requirements(list(self.models.values()), self.max_batch, timeline.max_length)
+        space = requirements(list(self.models.values()), timeline)
         return Plan(
             num_samples=int(num_samples),
             num_tokens=self._num_masked(requests),
@@ -121,7 +128,7 @@ class Sampler:
             num_ticks=timeline.stats.num_ticks,
             occupancy=timeline.stats.occupancy,
             cost=meter.cost,
-            peak_bytes=Workspace(space, "meta").nbytes + state_bytes(timeline, timeline.max_length),
+            peak_bytes=Workspace(space, "meta").nbytes + state_bytes(timeline),
         )
 
     def sample(
@@ -147,7 +154,7 @@ class Sampler:
         """
         view = progress if isinstance(progress, Progress) else Progress.on_stderr() if progress else Progress()
         requests = self._requests(num_samples, length, prompt, suffix)
-        run = self._run(requests, length, seed, view.update)
+        run = self._run(requests, length, seed, num_samples, view.update)
         with view:
             view.start(int(num_samples), self._num_masked(requests), list(self.models))
             samples = [view.finish(sample) for sample in run]
@@ -171,7 +178,7 @@ class Sampler:
         if num_samples is not None:
             check_count("num_samples", num_samples)
         requests = self._templates.requests(num_samples, length, prompt, suffix)
-        return self._run(requests, length, seed, None)
+        return self._run(requests, length, seed, num_samples, None)
 
     def _requests(
         self,
@@ -194,13 +201,13 @@ class Sampler:
         requests: Iterable[tuple[np.ndarray, int]],
         length: int | Sequence[int] | None,
         seed: int,
+        num_samples: int | None,
         on_tick: Callable[[Run, Tick], object] | None,
     ) -> Run:
-        timeline = self._timeline(requests, length, seed)
+        timeline = self._timeline(requests, length, seed, num_samples)
         return Run(
             self.models,
             timeline,
-            length=timeline.max_length,
             seed=seed,
             choose=self.choose,
             tokenizer=self.tokenizer,
@@ -209,14 +216,18 @@ class Sampler:
         )
 
     def _timeline(
-        self, requests: Iterable[tuple[np.ndarray, int]], length: int | Sequence[int] | None, seed: int
+        self,
+        requests: Iterable[tuple[np.ndarray, int]],
+        length: int | Sequence[int] | None,
+        seed: int,
+        num_samples: int | None,
     ) -> Timeline:
         source = self._source(iter(requests), check_seed(seed))
         return Timeline(
             source,
             num_models=len(self.models),
             max_batch=self.max_batch,
-            max_resident=self.max_resident,
+            max_resident=self.max_resident if num_samples is None else min(self.max_resident, int(num_samples)),
             max_length=self._templates.max_length if length is None else int(np.max(length)),
         )
 

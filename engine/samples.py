@@ -49,7 +49,7 @@ class Stats:
 
     cost: network calls and the FLOPs really done. num_ticks, occupancy: see `unmask.timeline`. seconds: "total" and its
     phases "plan" (reveal plans and tick packing), "body" (hidden rows), "head" (head, draw and write), "other".
-    peak_bytes: all buffers of the run together, without the weights.
+    peak_bytes: as in `Plan`.
     """
 
     num_samples: int

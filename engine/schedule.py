@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import accumulate
 
-_SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,9}|/[1-9][0-9]{0,17})?)(%?)")
+_SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,10}|/[1-9][0-9]{0,17})?)(%?)")
 _FORMS = '"name:steps name:steps ...", "name:share% name:share% ...", or one bare name'
 
 

@@ -54,7 +54,7 @@ class Tick:
 
 
 @dataclass
-class Stats:
+class Packing:
     """What a timeline has handed out so far, per model and in total."""
 
     max_batch: int
@@ -146,7 +146,7 @@ class Timeline:
         _check_positive(num_models=num_models, max_batch=max_batch, max_resident=max_resident, max_length=max_length)
         self.num_models, self.max_batch, self.max_length = num_models, max_batch, max_length
         self.max_resident = max_resident
-        self.stats = Stats(max_batch, [0] * num_models, [0] * num_models)
+        self.stats = Packing(max_batch, [0] * num_models, [0] * num_models)
         self._source, self._chunk, self._taken = iter(source), None, 0
 
         # Per slot: its sequence, and a cursor to the first row of its next event.

@@ -84,7 +84,8 @@ class TestSample:
         stats = found["stats"]
         assert stats.keys() >= {"nfe", "events", "ticks", "occupancy", "flops", "seconds", "peak_bytes"}
         assert stats["nfe"].keys() == stats["flops"].keys() == {"heavy", "light"}
-        assert stats["seconds"]["total"] == pytest.approx(sum(v for k, v in stats["seconds"].items() if k != "total"))
+        assert stats["seconds"].keys() == {"total", "plan", "body", "head", "other"}
+        assert min(stats["seconds"].values()) >= 0 and stats["seconds"]["body"] > 0
 
     def test_agrees_with_the_library(self, run, pair):
         _, out, _ = run("sample", "-n", 2, "--length", 8, "--seed", 3, "--json", "-m", pair[0], "--reveal", "fixed:4")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models
 
-from unmask.denoiser import Batch, DenoiserSpec, Flops, LogitsDenoiser, check_compatible, fingerprint, runs
+from unmask.denoiser import Batch, DenoiserSpec, Flops, LogitsDenoiser, check_compatible, fingerprint, spans
 from unmask.workspace import Workspace
 
 VOCAB = 11
@@ -42,14 +42,14 @@ def expected_rows(batch, shift=False, conditioned=False):
 
 
 def test_runs_join_equal_neighbours_only():
-    found = runs((4, 4, 4, 2, 4), (1, 1, 2, 2, 2))
-    assert [tuple(run) for run in found] == [
+    found = spans((4, 4, 4, 2, 4), (1, 1, 2, 2, 2))
+    assert [tuple(span) for span in found] == [
         (slice(0, 2), slice(0, 2), slice(0, 8)),
         (slice(2, 3), slice(2, 4), slice(8, 12)),
         (slice(3, 4), slice(4, 6), slice(12, 14)),
         (slice(4, 5), slice(6, 8), slice(14, 18)),
     ]
-    assert [run.num_sequences for run in found] == [2, 1, 1, 1]
+    assert [span.num_sequences for span in found] == [2, 1, 1, 1]
 
 
 def test_shifted_rows_stay_inside_their_sequence():
@@ -143,7 +143,7 @@ def test_a_wrapped_model_has_the_fingerprint_of_its_tokenizer():
 
 
 def test_flops():
-    flops = 2 * (Flops(1, 2, 3) + Flops(10, 20, 30) * 2)
+    flops = (Flops(1, 2, 3) + Flops(10, 20, 30) * 2) * 2
     assert flops == Flops(42, 84, 126)
     assert flops.total == 252
 

@@ -14,6 +14,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 import unmask
 from unmask.training import baselines, bound, corpus
@@ -63,6 +65,13 @@ class TestCorpus:
         assert (stream.ids == 0).sum() == len(documents)
         assert stream.num_bytes == sum(len(d.text.encode()) for d in documents)
         assert (stream.windows(10)[1] == stream.crops(np.array([10]), 10)[0]).all()
+
+    def test_special_tokens_spelled_out_are_text(self, texts):
+        documents = corpus.read_documents(texts)
+        tokenizer = corpus.train_tokenizer(documents, 280)
+        stream = corpus.Stream.encode([corpus.Document("a", "war <mask> and <|endoftext|> peace")], tokenizer)
+        assert 279 not in stream.ids and (stream.ids == 0).sum() == 1
+        assert tokenizer.decode(stream.ids[:-1].tolist()) == "war <mask> and <|endoftext|> peace"
 
     @pytest.mark.parametrize(
         ("name", "content", "message"),
@@ -190,6 +199,38 @@ class TestTrainer:
         steps = [json.loads(line)["step"] for line in (tmp_path / "killed" / "log.jsonl").read_text().splitlines()]
         assert steps == sorted(set(steps))
 
+    def test_run_stopped_before_its_first_state_starts_its_log_anew(self, config, tmp_path):
+        class Stopped(Exception):
+            pass
+
+        def stop(report):
+            if report.step == 12:
+                raise Stopped
+
+        with pytest.raises(Stopped):
+            Trainer(config, tmp_path / "run").run(stop)
+        Trainer(config, tmp_path / "run").run(lambda report: None)
+        steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+        assert steps == [10, 20, 24]
+
+    def test_nothing_is_written_before_the_options_are_known_to_be_sound(self, config, tmp_path):
+        for change in ({"hidden_dim": 30, "heads": 4}, {"length": 10**6}, {"tokenizer": str(tmp_path / "missing")}):
+            with pytest.raises(ValueError, match=r"hidden_dim must|length must be below|missing: not a tokenizer"):
+                Trainer(replace(config, **change), tmp_path / "run")
+            assert not (tmp_path / "run").exists()
+        assert Trainer(replace(config, vocab_size=270), tmp_path / "run").shape.vocab_size == 270
+
+    def test_damaged_state_is_named(self, config, tmp_path):
+        Trainer(config, tmp_path / "run")
+        (tmp_path / "run" / "state.pt").write_bytes(b"PK cut")
+        with pytest.raises(ValueError, match=r"state\.pt must be the state of a run, got a damaged file"):
+            Trainer(config, tmp_path / "run")
+
+    def test_tokenizer_without_the_special_tokens(self, config, tmp_path):
+        Tokenizer(WordLevel({"war": 0}, "war")).save(str(tmp_path / "words.json"))
+        with pytest.raises(ValueError, match=r"tokenizer must have the token <\|endoftext\|>"):
+            Trainer(replace(config, tokenizer=str(tmp_path / "words.json")), tmp_path / "run")
+
     def test_log_line_cut_by_a_kill_is_dropped(self, config, tmp_path):
         folder = tmp_path / "run"
         Trainer(replace(config, steps=10), folder).run(lambda report: None, state_every=5)
@@ -213,6 +254,7 @@ class TestTrainer:
         ("change", "message"),
         [
             ({"steps": 0}, "steps must be at least 1, got 0"),
+            ({"seed": -1}, "seed must be from 0 to below 2"),
             ({"hidden_dim": -1}, "hidden_dim must be at least 1, got -1"),
             ({"dtype": "float16"}, "dtype must be .* got 'float16'"),
             ({"learning_rate": 0.0}, "learning_rate must be between 0 and 1, got 0.0"),

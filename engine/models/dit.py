@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from unmask.denoiser import Batch, Denoiser, DenoiserSpec, Flops, Head, Run
+from unmask.denoiser import Batch, Denoiser, DenoiserSpec, Flops, Head, Span
 from unmask.workspace import Workspace
 
 EPS = 1e-5  # of every layer norm
@@ -147,7 +147,7 @@ class DiT(Denoiser):
     folded unless `spec.time_conditioned`; then sigma = -log(1 - (1 - 1e-3) mask_rate), the published log-linear noise.
 
     Activations live in the workspace. Outside it a call allocates only attention outputs (torch's SDPA makes its own:
-    one run of equally long sequences at a time, [tokens of the run, D]), layer-norm results of at most 4096 rows, and
+    one span of equally long sequences at a time, [tokens of the span, D]), layer-norm results of at most 4096 rows, and
     vectors per sequence. On a CPU, oneDNN keeps scratch memory of its own for bf16 products.
     """
 
@@ -297,19 +297,19 @@ class _Call:
 
     def full_block(self, block: Block, residual: Tensor, rope: tuple[Tensor, Tensor]) -> None:
         num = len(residual)
-        runs = self.batch.token_runs
+        spans = self.batch.token_spans
         vectors = self.modulation(block.modulation, 6)
-        normed = self.norm(residual, block.norm1, vectors[:2], runs, self.view("normed", num, self.dim))
+        normed = self.norm(residual, block.norm1, vectors[:2], spans, self.view("normed", num, self.dim))
         qkv = block.qkv(normed, out=self.view("qkv", num, 3 * self.dim)).view(num, 3, self.num_heads, -1)
         rotate(qkv[:, :2], *rope, scratch=normed)
-        attend(qkv[:, 0], qkv[:, 1], qkv[:, 2], runs, out=normed)
-        self.finish(block, residual, normed, self.view("qkv", num, self.dim), vectors[2:], runs)
+        attend(qkv[:, 0], qkv[:, 1], qkv[:, 2], spans, out=normed)
+        self.finish(block, residual, normed, self.view("qkv", num, self.dim), vectors[2:], spans)
 
     def last_block(self, block: Block, residual: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
         """Keys and values of all tokens; everything else, up to the final norm, at the rows only."""
         num, rows, num_rows, d = len(residual), self.batch.rows, len(self.batch.rows), self.dim
         vectors = self.modulation(block.modulation, 6)
-        normed = self.norm(residual, block.norm1, vectors[:2], self.batch.token_runs, self.view("normed", num, d))
+        normed = self.norm(residual, block.norm1, vectors[:2], self.batch.token_spans, self.view("normed", num, d))
         state = torch.index_select(normed, 0, rows, out=self.view("hidden", num_rows, d))
         query = torch.mm(state, block.qkv.weight[:d].t(), out=self.view("row_query", num_rows, d))
         kv = torch.mm(normed, block.qkv.weight[d:].t(), out=self.view("qkv", num, 2 * d))
@@ -317,11 +317,11 @@ class _Call:
         heads = query.view(num_rows, 1, self.num_heads, -1)
         rotate(heads, *self.rope_of_rows(rope), scratch=state)
         rotate(kv[:, :1], *rope, scratch=normed)
-        attend(heads[:, 0], kv[:, 0], kv[:, 1], self.batch.row_runs, out=state)
+        attend(heads[:, 0], kv[:, 0], kv[:, 1], self.batch.row_spans, out=state)
         wide = torch.index_select(residual, 0, rows, out=self.workspace.view("row_residual", num_rows, d))
-        self.finish(block, wide, state, query, vectors[2:], self.batch.row_runs)
+        self.finish(block, wide, state, query, vectors[2:], self.batch.row_spans)
         final = self.modulation(self.model.final_modulation, 2)
-        return self.norm(wide, self.model.final_norm, final, self.batch.row_runs, state)
+        return self.norm(wide, self.model.final_norm, final, self.batch.row_spans, state)
 
     def rope_of_rows(self, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         shape = (len(self.batch.rows), self.model.cos.shape[1])
@@ -331,16 +331,16 @@ class _Call:
         )
 
     def finish(
-        self, block: Block, residual: Tensor, attended: Tensor, scratch: Tensor, vectors: tuple, runs: list[Run]
+        self, block: Block, residual: Tensor, attended: Tensor, scratch: Tensor, vectors: tuple, spans: list[Span]
     ) -> None:
         """What follows attention, for any set of rows; `attended` and `scratch` are overwritten."""
         gate1, shift, scale, gate2 = vectors or (None,) * 4
-        self.add(residual, block.out(attended, out=scratch), gate1, runs)
-        normed = self.norm(residual, block.norm2, (shift, scale) if vectors else (), runs, attended)
+        self.add(residual, block.out(attended, out=scratch), gate1, spans)
+        normed = self.norm(residual, block.norm2, (shift, scale) if vectors else (), spans, attended)
         for rows in normed.split(ROWS):
             wide = block.up(rows, out=self.view("mlp", len(rows), self.model.spec.intermediate_size))
             block.down(torch.ops.aten.gelu_(wide, approximate="tanh"), out=rows)
-        self.add(residual, normed, gate2, runs)
+        self.add(residual, normed, gate2, spans)
 
     def modulation(self, linear: Linear | None, num: int) -> tuple[Tensor, ...]:
         """`num` vectors [B, D] per sequence; none in a network without time conditioning."""
@@ -353,7 +353,7 @@ class _Call:
         """fp32 scratch for `like`: `like` itself when it is fp32."""
         return like if like.dtype is torch.float32 else self.workspace.view("wide", *like.shape)
 
-    def norm(self, x: Tensor, norm: Norm, modulation: tuple, runs: list[Run], out: Tensor) -> Tensor:
+    def norm(self, x: Tensor, norm: Norm, modulation: tuple, spans: list[Span], out: Tensor) -> Tensor:
         """out = layer_norm(x) * (1 + scale) + shift, rounded once. torch's out variant of layer norm allocates its
         result all the same, and arithmetic on buffers is eight times slower: so at most `ROWS` rows at a time."""
         wide = self.wide(out)
@@ -361,11 +361,11 @@ class _Call:
             result.copy_(F.layer_norm(rows, (self.dim,), norm.weight, norm.bias, EPS))
         if modulation:
             shift, scale = modulation
-            for run, part in sequences_of(wide, runs):
-                part.mul_(1 + scale[run.sequences, None]).add_(shift[run.sequences, None])
+            for span, part in sequences_of(wide, spans):
+                part.mul_(1 + scale[span.sequences, None]).add_(shift[span.sequences, None])
         return out if wide is out else out.copy_(wide)
 
-    def add(self, residual: Tensor, x: Tensor, gate: Tensor | None, runs: list[Run]) -> None:
+    def add(self, residual: Tensor, x: Tensor, gate: Tensor | None, spans: list[Span]) -> None:
         """residual += gate * x."""
         wide = self.wide(x)
         if wide is not x:  # a sum of two dtypes would allocate
@@ -373,16 +373,16 @@ class _Call:
         if gate is None:
             residual.add_(wide)
             return
-        for (run, part), (_, more) in zip(sequences_of(residual, runs), sequences_of(wide, runs), strict=True):
-            part.addcmul_(more, gate[run.sequences, None])
+        for (span, part), (_, more) in zip(sequences_of(residual, spans), sequences_of(wide, spans), strict=True):
+            part.addcmul_(more, gate[span.sequences, None])
 
 
-def sequences_of(x: Tensor, runs: list[Run]) -> list[tuple[Run, Tensor]]:
-    """Views [sequences, queries, D] of x [total queries, D], one for each run that has queries."""
+def sequences_of(x: Tensor, spans: list[Span]) -> list[tuple[Span, Tensor]]:
+    """Views [sequences, queries, D] of x [total queries, D], one for each span that has queries."""
     return [
-        (run, x[run.queries].view(run.num_sequences, -1, x.shape[1]))
-        for run in runs
-        if run.queries.start < run.queries.stop
+        (span, x[span.queries].view(span.num_sequences, -1, x.shape[1]))
+        for span in spans
+        if span.queries.start < span.queries.stop
     ]
 
 
@@ -396,15 +396,15 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, scratch: Tensor) -> None:
     first.mul_(cos).sub_(moved)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, runs: list[Run], out: Tensor) -> None:
+def attend(query: Tensor, key: Tensor, value: Tensor, spans: list[Span], out: Tensor) -> None:
     """Bidirectional attention inside each sequence. query [Q, heads, head_dim]; key, value [T, heads, head_dim];
     out [Q, D]."""
-    for run in runs:
-        if run.queries.start < run.queries.stop:
-            n, heads, dim = run.num_sequences, *query.shape[1:]
+    for span in spans:
+        if span.queries.start < span.queries.stop:
+            n, heads, dim = span.num_sequences, *query.shape[1:]
             q, k, v = (
                 x[rows].view(n, -1, heads, dim).transpose(1, 2)
-                for x, rows in ((query, run.queries), (key, run.keys), (value, run.keys))
+                for x, rows in ((query, span.queries), (key, span.keys), (value, span.keys))
             )
             result = F.scaled_dot_product_attention(q, k, v)
-            out[run.queries].view(n, -1, heads, dim).copy_(result.transpose(1, 2))
+            out[span.queries].view(n, -1, heads, dim).copy_(result.transpose(1, 2))

@@ -76,11 +76,14 @@ def bound_nats(logits: Tensor, batch: Masked) -> Tensor:
 
 @dataclass(frozen=True)
 class Bound:
-    """An upper bound of the negative log-likelihood: nats per token, bits per byte, and its standard error."""
+    """An upper bound of the negative log-likelihood in nats per token and bits per byte.
+
+    The standard error is over windows, None for a single one.
+    """
 
     nats_per_token: float
     bits_per_byte: float
-    standard_error_bits_per_byte: float
+    standard_error_bits_per_byte: float | None
     num_tokens: int
 
 
@@ -107,9 +110,9 @@ def heldout_bound(
             estimates[draw, start : start + batch_size] = nats.numpy()
     of_window = estimates.mean(0)
     scale = tokens_per_byte / math.log(2)
-    error = float(of_window.std(ddof=1)) / math.sqrt(len(windows)) if len(windows) > 1 else math.inf
+    error = scale * float(of_window.std(ddof=1)) / math.sqrt(len(windows)) if len(windows) > 1 else None
     mean = float(of_window.mean())
-    return Bound(mean, mean * scale, error * scale, windows.size)
+    return Bound(mean, mean * scale, error, windows.size)
 
 
 def law_of(denoiser: Denoiser, batch_size: int, length: int) -> Callable[[Tensor, Tensor], Tensor]:

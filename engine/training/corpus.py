@@ -113,7 +113,10 @@ class Stream:
     @classmethod
     def encode(cls, documents: list[Document], tokenizer: Tokenizer) -> "Stream":
         end = tokenizer.token_to_id(END_OF_TEXT)
+        # Special tokens spelled out in a document are its text; as ids they would be masks and ends that are not there.
+        tokenizer.encode_special_tokens = True
         encodings = tokenizer.encode_batch([document.text for document in documents])
+        tokenizer.encode_special_tokens = False
         ids = np.concatenate([np.array([*encoding.ids, end], dtype=np.int64) for encoding in encodings])
         return cls(ids, sum(len(document.text.encode()) for document in documents))
 

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from unmask.checkpoints import load, save
+from unmask.checkpoints import load, read_tokenizer, save
 from unmask.files import replace_whole
 from unmask.training.baselines import trigram_nats, unigram_nats
 from unmask.training.bound import Bound, bound_nats, heldout_bound, law_of, mask_by_time
-from unmask.training.corpus import MASK, Document, Stream, read_documents, split, train_tokenizer
+from unmask.training.corpus import END_OF_TEXT, MASK, Document, Stream, read_documents, split, train_tokenizer
 from unmask.training.model import ModelShape, TrainableDenoiser
 
 
@@ -51,6 +51,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must be from 0 to below 2**63, got {self.seed}")
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise ValueError(f"dtype must be 'auto', 'float32' or 'bfloat16', got {self.dtype!r}")
         if not 0 < self.learning_rate < 1:
@@ -94,10 +96,15 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.text = self._read_text(config)
-        self.config = self._resolve_dtype(config)
-        self.shape = _shape(self.config, self.text.tokenizer)
+        before = self._config_before()
+        self.text = _read_text(config, self.folder / "tokenizer.json" if before else config.tokenizer)
+        self.shape = _shape(config, self.text.tokenizer)
+        if before:
+            self.config = _resumed(before, config, self.folder)
+        elif config.dtype == "auto":
+            self.config = replace(config, dtype=_faster_dtype(config, self.shape))
+        else:
+            self.config = config
         torch.manual_seed(self.config.seed)
         self.net = TrainableDenoiser(self.shape)
         self.average = [parameter.detach().clone() for parameter in self.net.parameters()]
@@ -105,6 +112,7 @@ class Trainer:
         self.step = 0
         self.seconds = 0.0
         self._resume()
+        self._begin()
 
     def run(self, on_step: Callable[[Report], None], *, state_every: int = 100, heldout_every: int = 250) -> dict:
         """Train to `config.steps`, write the checkpoint and return its metrics (see `metrics.json`)."""
@@ -129,6 +137,8 @@ class Trainer:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.config.dtype == "bfloat16"):
             masked = mask_by_time(clean, self.shape.mask_id, rng)
             loss = bound_nats(self.net(masked.tokens, masked.rows), masked).mean()
+        if not loss.isfinite():
+            raise ValueError(f"learning_rate must keep the loss finite, got {loss.item()} at step {self.step + 1}")
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
         for optimizer in self.optimizers:
@@ -165,38 +175,22 @@ class Trainer:
 
     # -- files ---------------------------------------------------------------------------------------------------------
 
-    def _read_text(self, config: TrainConfig) -> _Text:
-        documents = read_documents(config.data)
-        train, heldout = split(documents, config.heldout_share)
-        path = self.folder / "tokenizer.json"
-        if path.exists():
-            tokenizer = Tokenizer.from_file(str(path))
-        else:
-            tokenizer = (
-                Tokenizer.from_file(config.tokenizer) if config.tokenizer else train_tokenizer(train, config.vocab_size)
-            )
-            replace_whole(path, lambda file: file.write_text(tokenizer.to_str()))
-        return _Text(tokenizer, Stream.encode(train, tokenizer), Stream.encode(heldout, tokenizer), heldout)
-
-    def _resolve_dtype(self, config: TrainConfig) -> TrainConfig:
-        """A run keeps the dtype it began with; "auto" is settled once, by timing both."""
+    def _config_before(self) -> TrainConfig | None:
+        """The options that a run in this folder began with."""
         path = self.folder / "train.json"
-        if path.exists():
-            before = TrainConfig(**json.loads(path.read_text()))
-            wanted = replace(config, dtype=before.dtype) if config.dtype == "auto" else config
-            differing = [
-                key for key, value in asdict(before).items() if asdict(wanted)[key] != value and key != "steps"
-            ]
-            if differing:
-                raise ValueError(
-                    f"{differing[0]} must be {getattr(before, differing[0])!r} to resume the run in {self.folder}, "
-                    f"got {getattr(wanted, differing[0])!r}; use another folder for a new run"
-                )
-            config = wanted
-        elif config.dtype == "auto":
-            config = replace(config, dtype=_faster_dtype(config, self.text.tokenizer))
-        replace_whole(path, lambda file: file.write_text(json.dumps(asdict(config), indent=1)))
-        return config
+        return TrainConfig(**json.loads(path.read_text())) if path.exists() else None
+
+    def _begin(self) -> None:
+        """Write what decides the run, now that it is known to be sound, and cut the log to the steps that are kept."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        replace_whole(self.folder / "tokenizer.json", lambda file: file.write_text(self.text.tokenizer.to_str()))
+        replace_whole(
+            self.folder / "train.json", lambda file: file.write_text(json.dumps(asdict(self.config), indent=1))
+        )
+        log = self.folder / "log.jsonl"
+        lines = log.read_text().splitlines() if log.exists() else []
+        kept = "".join(line + "\n" for line in lines if _logged_step(line) <= self.step)
+        replace_whole(log, lambda file: file.write_text(kept))
 
     def _save_state(self) -> None:
         state = {
@@ -212,18 +206,18 @@ class Trainer:
         path = self.folder / "state.pt"
         if not path.exists():
             return
-        state = torch.load(path, weights_only=True)
+        try:
+            state = torch.load(path, weights_only=True)
+        except Exception as error:  # a damaged file can make the reader stumble in any way
+            raise ValueError(
+                f"{path} must be the state of a run, got a damaged file; delete it to start over"
+            ) from error
         self.step, self.seconds = state["step"], state["seconds"]
         self.net.load_state_dict(state["net"])
         for average, saved in zip(self.average, state["average"], strict=True):
             average.copy_(saved)
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        log = self.folder / "log.jsonl"
-        kept = (
-            [line for line in log.read_text().splitlines() if _logged_step(line) <= self.step] if log.exists() else []
-        )
-        replace_whole(log, lambda file: file.write_text("".join(line + "\n" for line in kept)))
 
     def _log(self, report: Report) -> None:
         entry = {
@@ -273,13 +267,36 @@ class Trainer:
         )
 
 
+def _read_text(config: TrainConfig, tokenizer: str | Path | None) -> _Text:
+    """Both parts of the corpus, with the tokenizer at this path or a new one."""
+    train, heldout = split(read_documents(config.data), config.heldout_share)
+    trained = read_tokenizer(tokenizer) if tokenizer else train_tokenizer(train, config.vocab_size)
+    missing = [token for token in (END_OF_TEXT, MASK) if trained.token_to_id(token) is None]
+    if missing:
+        raise ValueError(f"tokenizer must have the token {missing[0]}, got {tokenizer} without it")
+    text = _Text(trained, Stream.encode(train, trained), Stream.encode(heldout, trained), heldout)
+    for part, stream in (("training", text.train), ("held-out", text.heldout)):
+        if len(stream.ids) <= config.length:
+            raise ValueError(f"length must be below the {len(stream.ids)} tokens of {part} text, got {config.length}")
+    return text
+
+
+def _resumed(before: TrainConfig, config: TrainConfig, folder: Path) -> TrainConfig:
+    """The options to go on with: those from before, but for the number of steps."""
+    wanted = replace(config, dtype=before.dtype) if config.dtype == "auto" else config
+    for name, value in asdict(before).items():
+        got = getattr(wanted, name)
+        if got != value and name != "steps":
+            raise ValueError(
+                f"{name} must be {value!r} to resume the run in {folder}, got {got!r}; use another folder for a new run"
+            )
+    return wanted
+
+
 def _shape(config: TrainConfig, tokenizer: Tokenizer) -> ModelShape:
-    mask_id = tokenizer.token_to_id(MASK)
-    if mask_id is None:
-        raise ValueError(f"tokenizer must have a {MASK} token, got {config.tokenizer!r} without one")
     return ModelShape(
         vocab_size=tokenizer.get_vocab_size(),
-        mask_id=mask_id,
+        mask_id=tokenizer.token_to_id(MASK),
         hidden_dim=config.hidden_dim,
         n_blocks=config.blocks,
         n_heads=config.heads,
@@ -298,17 +315,17 @@ def _optimizers(net: TrainableDenoiser, learning_rate: float) -> list[torch.opti
     ]
 
 
-def _faster_dtype(config: TrainConfig, tokenizer: Tokenizer) -> str:
+def _faster_dtype(config: TrainConfig, shape: ModelShape) -> str:
     """Times one training step of this shape in both dtypes, after one to warm up."""
-    net = TrainableDenoiser(_shape(config, tokenizer))
+    net = TrainableDenoiser(shape)
     rng = np.random.default_rng(0)
-    clean = rng.integers(0, net.shape.mask_id, (config.batch_size, config.length))
+    clean = rng.integers(0, shape.mask_id, (config.batch_size, config.length))
     seconds = {}
     for dtype in ("float32", "bfloat16"):
         for _ in range(2):
             started = time.perf_counter()
             with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
-                masked = mask_by_time(clean, net.shape.mask_id, rng)
+                masked = mask_by_time(clean, shape.mask_id, rng)
                 bound_nats(net(masked.tokens, masked.rows), masked).mean().backward()
             seconds[dtype] = time.perf_counter() - started
     return min(seconds, key=seconds.__getitem__)
