@@ -198,7 +198,7 @@ def test_flops_count_the_products_really_done(family, monkeypatch):
 
 def test_flops_add_up():
     _, model = make("mdlm")
-    flops = 3 * model.flops(10, 2) + model.flops(5, 5)
+    flops = model.flops(10, 2) * 3 + model.flops(5, 5)
     assert flops.total == 3 * model.flops(10, 2).total + model.flops(5, 5).total
 
 

@@ -193,6 +193,7 @@ class DiT(Denoiser):
             return None if weight is None else Linear(weight, bias)
 
         self.embedding = narrow("vocab_embed.embedding")
+        self.device = self.embedding.device  # with its index: "cuda" is then "cuda:0"
         self.sigma_map = {name: wide(name) for name in tensors if name.startswith("sigma_map.")}
         self.blocks = [
             Block(
