@@ -65,9 +65,9 @@ def sample_head(
 
     lse is the log-sum-exp of the row's logits after temperature, forbidden ids left out; logprob = logit - lse is the
     log-probability of the token under the law drawn from. At temperature 0 both refer to temperature 1.
-    Logits are accumulated in fp32 (in fp64 if hidden or weight is fp64). The noise is added to them in fp32, so the law is
-    exact while |logit / temperature| stays below about 2**14; beyond, rounding begins to swallow the noise. Raises NonFiniteLogits for the first bad row,
-    TypeError or ValueError naming a bad argument, UnsupportedImplementation.
+    Logits are accumulated in fp32 (in fp64 if hidden or weight is fp64). The noise is added to them in fp32, so the law
+    is exact while |logit / temperature| stays below about 2**14; beyond, rounding begins to swallow the noise. Raises
+    NonFiniteLogits for the first bad row, TypeError or ValueError naming a bad argument, UnsupportedImplementation.
 
     >>> hidden, weight = torch.zeros(2, 8), torch.zeros(100, 8)
     >>> keys = torch.tensor([[0, 5, 0], [0, 9, 0]])             # sequence 0, positions 5 and 9, first draw
