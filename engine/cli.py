@@ -57,7 +57,8 @@ RevealText = Annotated[
     typer.Option(
         "--reveal",
         metavar="POLICY",
-        help="When positions are revealed: ancestral:STEPS[:linear|cosine], first-hitting, fixed:STEPS, left-to-right.",
+        help="When positions are revealed: ancestral:STEPS[:linear|cosine|RATE,RATE,...], first-hitting, fixed:STEPS, "
+        "left-to-right, right-to-left, order:POSITION,POSITION,...",
     ),
 ]
 NumSamples = Annotated[int, typer.Option("--num-samples", "-n", help="How many samples.")]
@@ -68,11 +69,16 @@ PromptText = Annotated[
     typer.Option("--prompt", help="Text at the start; <mask> and <mask:12> leave 1 and 12 tokens to fill in."),
 ]
 SuffixText = Annotated[str | None, typer.Option("--suffix", help="Text at the end.")]
+TokenizerFile = Annotated[
+    Path | None, typer.Option("--tokenizer", help="tokenizer.json for checkpoints that bring none (MDLM, SEDD).")
+]
 MaxBatch = Annotated[int, typer.Option(help="Sequences of one network call.")]
 Temperature = Annotated[float, typer.Option(help="Divides the logits; 0 takes the likeliest token.")]
 Dtype = Annotated[str, typer.Option(help="float32 or bfloat16.")]
 Device = Annotated[str, typer.Option(help="Where the models live: cpu, cuda.")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads. Default: torch's choice.")]
+Threads = Annotated[
+    int | None, typer.Option(help="CPU threads; 1 is often fastest on a busy machine. Default: torch's choice.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 
@@ -89,6 +95,7 @@ def sample(
     prompt: PromptText = None,
     suffix: SuffixText = None,
     temperature: Temperature = 1.0,
+    tokenizer: TokenizerFile = None,
     max_batch: MaxBatch = 16,
     dtype: Dtype = "float32",
     device: Device = "cpu",
@@ -99,17 +106,17 @@ def sample(
     """Sample texts, by default eight from the bundled pair, and watch them unmask."""
     if out is not None:
         check_path(out)
-    sampler = _sampler(model, schedule, reveal, temperature, max_batch, dtype, device, threads)
+    sampler = _sampler(model, schedule, reveal, temperature, max_batch, dtype, device, threads, tokenizer)
     view = _view(sampler)
     samples = sampler.sample(num_samples, length, seed=seed, prompt=prompt, suffix=suffix, progress=view)
-    if out is not None:
-        samples.save(out)
     if as_json:
         print(json.dumps(samples.to_json()))
-        return
-    for one in samples:
-        print(f"--- {one.index} ---\n{one.text if one.text is not None else one.tokens.tolist()}\n")
-    _tell_stats(samples)
+    else:
+        for one in samples:
+            print(f"--- {one.index} ---\n{one.text if one.text is not None else one.tokens.tolist()}\n")
+        print(f"{len(samples)} samples; {samples.stats}", file=sys.stderr)
+    if out is not None:
+        _save(samples, out)
 
 
 @app.command(
@@ -124,11 +131,12 @@ def plan(
     seed: Seed = 0,
     prompt: PromptText = None,
     suffix: SuffixText = None,
+    tokenizer: TokenizerFile = None,
     max_batch: MaxBatch = 16,
     as_json: AsJson = False,
 ) -> None:
     """Count the network calls, ticks and FLOPs of a run without running it."""
-    sampler = _sampler(model, schedule, reveal, 1.0, max_batch, "float32", "cpu", None)
+    sampler = _sampler(model, schedule, reveal, 1.0, max_batch, "float32", "cpu", None, tokenizer)
     planned = sampler.plan(num_samples, length, seed=seed, prompt=prompt, suffix=suffix)
     print(json.dumps(planned.to_json()) if as_json else planned)
 
@@ -221,9 +229,6 @@ def main() -> None:
     """Entry point: an error a user can mend is one line on standard error and exit status 2."""
     try:
         app()
-    except KeyboardInterrupt:
-        print("unmask: stopped", file=sys.stderr)
-        sys.exit(130)
     except (ValueError, OSError, UnsupportedImplementation) as error:
         print(f"unmask: error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -238,6 +243,7 @@ def _sampler(
     dtype: str,
     device: str,
     threads: int | None,
+    tokenizer: Path | None,
 ) -> Sampler:
     _set_threads(threads)
     if dtype not in ("float32", "bfloat16"):
@@ -249,7 +255,10 @@ def _sampler(
     names = [name for name, _ in named]
     if len(set(names)) < len(names):
         raise ValueError(f"model names must differ, got {', '.join(names)}; write NAME=SOURCE")
-    models = {name: load(source, dtype=getattr(torch, dtype), device=device) for name, source in named}
+    if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
+        raise ValueError(f"device must be cpu, or cuda where torch {torch.__version__} finds one, got {device!r}")
+    options = {"dtype": getattr(torch, dtype), "device": device, "tokenizer": tokenizer}
+    models = {name: load(source, **options) for name, source in named}
     return Sampler(models, schedule=schedule, reveal=policy, choose=choose, max_batch=max_batch)
 
 
@@ -272,14 +281,8 @@ def _view(sampler: Sampler) -> Progress:
     return Progress.on_stderr()
 
 
-def _tell_stats(samples: Samples) -> None:
-    stats = samples.stats
-    nfe = ", ".join(f"{name} {value:.1f}" for name, value in stats.nfe.items())
-    revealed = int((samples.reveal_step >= 0).sum())
-    print(
-        f"{len(samples)} samples, {revealed:,} tokens in {stats.seconds['total']:.1f} s "
-        f"({revealed / stats.seconds['total']:.0f} tokens/s); network calls per sequence: {nfe}; "
-        f"{stats.num_ticks} ticks, {stats.occupancy:.0%} full; "
-        f"{stats.cost.saving.without_head:.1%} of block FLOPs saved",
-        file=sys.stderr,
-    )
+def _save(samples: Samples, out: Path) -> None:
+    try:
+        samples.save(out)
+    except OSError as error:
+        raise OSError(f"out {str(out)!r} could not be written: {error.strerror}") from error

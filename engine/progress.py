@@ -127,7 +127,9 @@ class Unmasking(Bar):
 
     def start(self, num_samples: int, num_masked: int, models: list[str]) -> None:
         super().start(num_samples, num_masked, models)
-        self.num_shown = min(self.num_shown, num_samples)
+        # At least two lines of each text and the bar must fit: what does not fit cannot be erased either.
+        fitting = max(1, (self.console.height - 3) // 4)
+        self.num_shown = min(self.num_shown, num_samples, fitting)
 
     def update(self, run: Run, tick: Tick) -> None:
         super().update(run, tick)
@@ -171,11 +173,15 @@ class Unmasking(Bar):
 
     def render(self) -> Group:
         """The texts, each cut to its share of the screen, and the bar below."""
-        lines = max(2, (self.console.height - 3) // max(1, self.num_shown) - 2)
+        lines = max(1, (self.console.height - 3) // self.num_shown - 2)
         width = self.console.width - 4
         panels = []
         for sequence in range(self.num_shown):
             text = self.texts.get(sequence, Text(MASKED * width, "dim"))
-            wrapped = Text("\n").join(text.wrap(self.console, width)[:lines])
+            rows = text.wrap(self.console, width)
+            if len(rows) > lines:
+                rows[lines - 1].truncate(width - 1)
+                rows[lines - 1].append("…", "dim")
+            wrapped = Text("\n").join(rows[:lines])
             panels.append(Panel(wrapped, height=lines + 2, title=str(sequence), title_align="left", border_style="dim"))
         return Group(*panels, self.bar)

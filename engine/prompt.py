@@ -11,7 +11,7 @@ from unmask.denoiser import DenoiserSpec
 
 Prompt = str | Sequence[int] | np.ndarray
 
-_GAP = re.compile(r"<mask(?::([0-9]{1,9}))?>")
+_GAP = re.compile(r"<mask(?::([^>]*)>?|>)")
 
 
 class Templates:
@@ -50,12 +50,18 @@ class Templates:
         pieces, start = [], 0
         for gap in _GAP.finditer(text):
             pieces.append(self._words(text[start : gap.start()]))
-            size = int(gap[1] or 1)
-            if size > self.max_length:
-                raise ValueError(f"{argument} must fit the models' max_length {self.max_length}, got {gap[0]}")
-            pieces.append(np.full(size, self.mask_id, np.int64))
+            pieces.append(np.full(self._gap_size(gap, argument), self.mask_id, np.int64))
             start = gap.end()
         return np.concatenate([*pieces, self._words(text[start:])])
+
+    def _gap_size(self, gap: re.Match, argument: str) -> int:
+        size = gap[1] if gap[1] is not None else "1"
+        if not (gap[0].endswith(">") and size.isdecimal() and 1 <= int(size[:20]) <= self.max_length):
+            raise ValueError(
+                f"{argument} must have gaps of 1 to {self.max_length} tokens, <mask> or <mask:{self.max_length}>, "
+                f"got {gap[0]:.40}"
+            )
+        return int(size)
 
     def _words(self, text: str) -> np.ndarray:
         return np.array(self.tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
@@ -100,6 +106,7 @@ class Templates:
         they are needed, and all end together: with `num_samples`, or with the shortest of them when it is None.
         """
         length = self.max_length if length is None else length
+        length = length.tolist() if hasattr(length, "tolist") else length
         many = [_is_many(prompt), _is_many(suffix), np.ndim(length) > 0]
         if many[2]:  # they decide how much memory a run gets, so all are looked at before it starts
             if not hasattr(length, "__len__") or len(length) == 0:

@@ -65,6 +65,8 @@ class Sampler:
             raise ValueError("models must hold at least one denoiser, got none")
         if reveal is not None and not hasattr(reveal, "num_steps"):
             raise TypeError(f"reveal must be a policy such as Ancestral(1000), got {reveal!r}")
+        if choose is not None and not isinstance(choose, Categorical):
+            raise TypeError(f"choose must be a token choice such as Categorical(1.0), got {choose!r}")
         check_compatible(self.models)
         check_count("max_batch", max_batch)
         if max_resident is not None:

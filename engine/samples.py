@@ -1,6 +1,7 @@
 """What comes out: samples, their statistics, and the files they are saved to."""
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -64,9 +65,23 @@ class Stats:
         return self.cost.num_events
 
     @property
+    def num_tokens(self) -> int:
+        """Positions revealed."""
+        return sum(rows * count for (_, _, rows), count in self.cost.calls.items())
+
+    @property
     def nfe(self) -> dict[str, float]:
         """Network evaluations per finished sequence, mean, by model; those of unfinished ones count as well."""
         return {name: self.cost.events_of(name) / max(1, self.num_samples) for name in self.cost.flops}
+
+    def __str__(self) -> str:
+        nfe = ", ".join(f"{name} {value:.1f}" for name, value in self.nfe.items())
+        return (
+            f"{self.num_tokens:,} tokens in {self.seconds['total']:.1f} s "
+            f"({self.num_tokens / self.seconds['total']:.3g} tokens/s); network calls per sequence: {nfe}; "
+            f"{self.num_ticks:,} ticks, {self.occupancy:.0%} full; "
+            f"{self.cost.saving.without_head:.1%} of block FLOPs saved against the costliest model alone"
+        )
 
     def to_json(self) -> dict:
         return {
@@ -96,6 +111,11 @@ class Samples(Sequence[Sample]):
 
     def __len__(self) -> int:
         return len(self._samples)
+
+    def __repr__(self) -> str:
+        return (
+            f"Samples(num_samples={len(self)}, seed={self.seed}, lengths {self.lengths.min()} to {self.lengths.max()})"
+        )
 
     def __getitem__(self, index):
         return self._samples[index]
@@ -169,6 +189,8 @@ def check_path(path: str | Path) -> Path:
         raise ValueError(f"path must end in {' or '.join(SUFFIXES)}, got {str(path)!r}")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"path must lie in a folder that exists, got {str(path)!r}")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"path must be a file in a folder that can be written, got {str(path)!r}")
     return path
 
 

@@ -1,5 +1,6 @@
 """The command line, run as a user runs it; models are tiny ones made here unless a test says bundled."""
 
+import errno
 import io
 import json
 import random
@@ -104,6 +105,20 @@ class TestSample:
         rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
         assert [row["index"] for row in rows] == [0, 1]
 
+    def test_a_full_disk_loses_no_texts(self, run, pair, tmp_path, monkeypatch):
+        def full(path, write):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr("unmask.samples.replace_whole", full)
+        status, out, err = run("sample", "-n", 2, "--length", 8, "-m", pair[0], "--out", tmp_path / "a.jsonl")
+        assert status == 2 and "--- 1 ---" in out
+        assert "a.jsonl' could not be written: No space left on device" in err
+
+    def test_an_output_that_cannot_be_written_is_refused_before_the_run(self, run, pair, tmp_path):
+        (tmp_path / "folder.jsonl").mkdir()
+        status, out, err = run("sample", "-m", pair[0], "--out", tmp_path / "folder.jsonl")
+        assert (status, out) == (2, "") and "folder.jsonl" in err and "sampling" not in err
+
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
@@ -118,6 +133,9 @@ class TestSample:
             (("--seed", str(2**64)), "2**64"),
             (("--temperature", "-1"), "temperature"),
             (("--dtype", "float16"), "float16"),
+            (("--device", "banana"), "banana"),
+            (("--prompt", "peace<mask:0>"), "<mask:0>"),
+            (("--prompt", "peace<mask:4"), "<mask:4"),
             (("--threads", "0"), "threads"),
             (("--out", "a.txt"), ".jsonl or .parquet"),
             (("--prompt", "peace " * 40), "prompt"),
@@ -206,6 +224,14 @@ class TestProgress:
         expected = [strip_control_codes(text.replace("\n", " ")) for text in samples.text[:3]]
         assert [view.texts[i].plain for i in range(3)] == expected
         assert "128/128 tokens" in screen.getvalue() and "░░░" in screen.getvalue()
+
+    @pytest.mark.parametrize(("height", "shown"), [(45, 8), (24, 5), (6, 1)])
+    def test_the_view_never_grows_beyond_the_screen(self, sampler, height, shown):
+        console = Console(file=io.StringIO(), force_terminal=True, width=60, height=height)
+        view = Unmasking(console, sampler.tokenizer, sampler.mask_id)
+        sampler.sample(8, 32, progress=view)
+        lines = console.render_lines(view.render(), pad=False)
+        assert view.num_shown == shown and len(lines) <= height
 
     def test_plain_lines_end_at_all_tokens(self, sampler):
         file = io.StringIO()

@@ -151,7 +151,7 @@ sampled(6).save({str(path)!r})
 """
     process = subprocess.Popen([sys.executable, "-c", script])
     try:
-        deadline = time.monotonic() + 50
+        deadline = time.monotonic() + 240
         while not half.exists():
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.02)
