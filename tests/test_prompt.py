@@ -66,7 +66,7 @@ def test_gaps_that_make_no_sense(templates, gap):
 
 def test_a_gap_has_a_limit(templates):
     assert len(templates.ids("<mask:32>")) == 32
-    with pytest.raises(ValueError, match="suffix must have gaps of 1 to 32 tokens, .* got <mask:33>"):
+    with pytest.raises(ValueError, match=r"suffix must have gaps of 1 to 32 tokens, .* got <mask:33>"):
         templates.ids("<mask:33>", "suffix")
 
 

@@ -453,7 +453,7 @@ def test_bad_streams_fail_before_any_network_call(name):
 
 def test_a_text_that_does_not_fit_is_not_built():
     sampler = Sampler(wordy(), reveal=Ancestral(4))
-    with pytest.raises(ValueError, match="prompt must have gaps of 1 to 32 tokens, .* got <mask:999999999>"):
+    with pytest.raises(ValueError, match=r"prompt must have gaps of 1 to 32 tokens, .* got <mask:999999999>"):
         sampler.sample(prompt="we <mask:999999999>")
 
 
