@@ -77,7 +77,7 @@ class Lines(Progress):
 
 
 class Bar(Progress):
-    """One line on a terminal: tokens revealed, tokens per second, the model at work, the time left."""
+    """One line on a terminal: tokens revealed, the model at work, the time gone and left."""
 
     def __init__(self, console: Console) -> None:
         self.bar = RichProgress(
@@ -127,7 +127,7 @@ class Unmasking(Bar):
 
     def start(self, num_samples: int, num_masked: int, models: list[str]) -> None:
         super().start(num_samples, num_masked, models)
-        # At least two lines of each text and the bar must fit: what does not fit cannot be erased either.
+        # Two lines of each text, its frame and the bar must fit: what does not fit cannot be erased either.
         fitting = max(1, (self.console.height - 3) // 4)
         self.num_shown = min(self.num_shown, num_samples, fitting)
 

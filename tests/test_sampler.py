@@ -235,6 +235,13 @@ def test_memory_has_no_term_vocabulary_times_length():
     assert sampler.plan(8, 64).peak_bytes < 1 << 20
 
 
+def test_one_sample_needs_room_for_one():
+    """Neither slots nor batch places are kept for sequences that will never come."""
+    dit = random_dit("dit", 2, vocab_size=50, hidden=8, mlp=16, length=64)
+    alone = Sampler(dit, max_batch=1, max_resident=1).plan(1, 64)
+    assert Sampler(dit, max_batch=16).plan(1, 64).peak_bytes == alone.peak_bytes
+
+
 def test_a_large_vocabulary_runs():
     samples = Sampler(Toy(50_000, 24), reveal=Ancestral(6), max_batch=4).sample(6, 24, seed=1)
     assert samples.tokens.max() > 25_000 and (samples.tokens != MASK).all()
