@@ -1,8 +1,14 @@
 """Who computes an operator: its implementations, why each can or cannot serve, and the pick among them."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from typing import NamedTuple
+
+import torch
 
 
 class UnsupportedImplementation(RuntimeError):
@@ -16,12 +22,14 @@ class Implementation:
     status() -> (usable on this machine, one line saying what it is or what it lacks)
     refuses(*arguments) -> why it cannot serve these arguments, or None
     run: the computation; called with arguments already checked by the operator
+    on_request() -> whether only impl=name picks it, never impl=None
     """
 
     name: str
     run: Callable
     status: Callable[[], tuple[bool, str]]
     refuses: Callable[..., str | None] = lambda *arguments: None
+    on_request: Callable[[], bool] = lambda: False
 
 
 class Explanation(NamedTuple):
@@ -51,7 +59,8 @@ class Operator:
             raise ValueError(f"impl of {self.name} must be None or one of {', '.join(map(repr, names))}, got {impl!r}")
         obstacles = {one.name: _obstacle(one, arguments) for one in self.implementations}
         for one in self.implementations:
-            if impl in (None, one.name) and obstacles[one.name] is None:
+            chosen = impl == one.name or (impl is None and not one.on_request())
+            if chosen and obstacles[one.name] is None:
                 return one
         able = [name for name, obstacle in obstacles.items() if obstacle is None]
         reasons = "; ".join(f"{name}: {obstacles[name]}" for name in ([impl] if impl else names))
@@ -61,9 +70,39 @@ class Operator:
         )
 
     def explain(self) -> list[Explanation]:
-        states = [(one.name, *one.status()) for one in self.implementations]
-        picked = next((name for name, usable, _ in states if usable), None)
-        return [Explanation(self.name, name, usable, name == picked, reason) for name, usable, reason in states]
+        states = [(one, *one.status()) for one in self.implementations]
+        picked = next((one for one, usable, _ in states if usable and not one.on_request()), None)
+        return [Explanation(self.name, one.name, usable, one is picked, reason) for one, usable, reason in states]
+
+
+def triton_implementation(operator: str, refuses: Callable[..., str | None]) -> Implementation:
+    """The function `operator` of `unmask.kernels.<operator>.triton_kernel`, imported at the first call."""
+
+    def run(*arguments):
+        module = import_module(f"unmask.kernels.{operator}.triton_kernel")
+        return getattr(module, operator)(*arguments)
+
+    return Implementation("triton", run, triton_status, refuses, on_request=interpreted)
+
+
+def triton_status() -> tuple[bool, str]:
+    if not _has_triton():
+        return False, "Triton is not installed (pip install triton)"
+    if interpreted():
+        return True, "Triton's interpreter (TRITON_INTERPRET=1): slow, for tests, on request only"
+    if not torch.cuda.is_available():
+        return False, "Triton is installed and torch sees no GPU"
+    return True, f"Triton on {torch.cuda.get_device_name()}"
+
+
+def interpreted() -> bool:
+    """Whether Triton kernels run in its interpreter, on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
 
 
 def explain() -> list[Explanation]:

@@ -12,6 +12,7 @@ from scipy import stats
 from unmask.kernels import NonFiniteLogits, dispatch, noise, sample_head
 from unmask.kernels.dispatch import UnsupportedImplementation
 from unmask.kernels.sample_head import cpu, reference
+from unmask.kernels.sample_head.call import HeadCall
 
 usable, reason = cpu.status()
 ISAS = cpu._cpu.isas() if usable else []
@@ -72,8 +73,8 @@ def test_law(impl, vocab_size):
 @each_isa
 def test_law_of_a_product_on_each_isa(isa):
     hidden, weight, offset = normal(1, 24), normal(700, 24, seed=1, scale=0.4), normal(700, seed=2)
-    tokens, _, _ = cpu.on_isa(isa, hidden.expand(200_000, -1), weight, offset, keys(200_000), 1, 1.0)
-    check_law(tokens, (hidden @ weight.T)[0] + offset)
+    call = HeadCall(hidden.expand(200_000, -1), weight, offset, keys(200_000), seed=1)
+    check_law(cpu.on_isa(isa, call).tokens, (hidden @ weight.T)[0] + offset)
 
 
 @each_implementation
@@ -206,8 +207,8 @@ def test_lse_and_logprob_against_fp64(impl, dtypes, temperature):
 
 def test_reference_computes_in_fp64_when_given_fp64():
     hidden, weight = normal(3, 40).double(), normal(500, 40, seed=1).double()
-    _, _, lse = reference.sample_head(hidden, weight, None, keys(3), 0, 1.0)
-    torch.testing.assert_close(lse, (hidden @ weight.T).logsumexp(1), rtol=1e-14, atol=0)
+    sample = reference.sample_head(HeadCall(hidden, weight, None, keys(3), seed=0))
+    torch.testing.assert_close(sample.lse, (hidden @ weight.T).logsumexp(1), rtol=1e-14, atol=0)
 
 
 def race_gap(logits, rows_keys, seed):
@@ -227,8 +228,8 @@ def race_gap(logits, rows_keys, seed):
 def test_cpu_draws_the_tokens_of_the_reference(isa, dtypes):
     hidden, weight = normal(400, 130, dtype=dtypes[0]), normal(3001, 130, seed=1, scale=0.2, dtype=dtypes[1])
     offset = normal(3001, seed=2).index_fill(0, torch.tensor([0, 3000]), -math.inf)
-    arguments = hidden, weight, offset, keys(400), 9, 0.9
-    ours, theirs = cpu.on_isa(isa, *arguments)[0], reference.sample_head(*arguments)[0]
+    call = HeadCall(hidden, weight, offset, keys(400), seed=9, temperature=0.9)
+    ours, theirs = cpu.on_isa(isa, call).tokens, reference.sample_head(call).tokens
     gaps = race_gap((hidden.float() @ weight.float().T + offset) / 0.9, keys(400), 9)
     differ = ours != theirs
     print(f"\n{isa}: {int(differ.sum())} of {len(ours)} tokens differ, {int((gaps < 1e-5).sum())} rows are near ties")
@@ -245,7 +246,9 @@ def test_a_row_does_not_depend_on_its_company(isa, dtypes, threads):
     hidden, weight = normal(150, 70, dtype=dtypes[0]), normal(1500, 70, seed=1, scale=0.2, dtype=dtypes[1])
 
     def run(rows):
-        return torch.stack([x.double() for x in cpu.on_isa(isa, hidden[rows], weight, None, keys(150)[rows], 3, 1.3)])
+        call = HeadCall(hidden[rows], weight, None, keys(150)[rows], seed=3, temperature=1.3)
+        sample = cpu.on_isa(isa, call)
+        return torch.stack([x.double() for x in (sample.tokens, sample.logprob, sample.lse)])
 
     threads(2)
     everything = run(torch.arange(150))
@@ -333,14 +336,18 @@ def test_overflow_by_a_tiny_temperature_is_named(impl):
         sample_head(torch.full((1, 9), 10.0), None, keys=keys(1), seed=0, temperature=2e-38, impl=impl)
 
 
+BUFFER = torch.full((9,), -7)
+
+
 def good():
-    return {"hidden": normal(4, 6), "weight": normal(50, 6), "keys": keys(4), "seed": 0}
+    buffer = {"out": (BUFFER, torch.arange(4)), "want": ("lse",)}
+    return {"hidden": normal(4, 6), "weight": normal(50, 6), "keys": keys(4), "seed": 0} | buffer
 
 
 BAD = [
-    ({"hidden": [1.0]}, TypeError, r"hidden must be a tensor \[R, D\], got list"),
+    ({"hidden": [1.0]}, TypeError, r"hidden must be a tensor \[N, D\], got list"),
     ({"hidden": torch.zeros(4, 6, dtype=torch.int32)}, TypeError, "hidden must be float32 or .*, got int32"),
-    ({"hidden": torch.zeros(4)}, ValueError, r"hidden must be a dense tensor \[R, D\], got shape \[4\]"),
+    ({"hidden": torch.zeros(4)}, ValueError, r"hidden must be a dense tensor \[N, D\], got shape \[4\]"),
     ({"hidden": torch.zeros(4, 0), "weight": torch.zeros(50, 0)}, ValueError, "hidden must have at least one column"),
     ({"weight": torch.zeros(50, 7)}, ValueError, r"weight must be \[V, 6\] for this hidden, got shape \[50, 7\]"),
     ({"weight": torch.zeros(0, 6)}, ValueError, r"weight must be \[V, 6\] for this hidden, got shape \[0, 6\]"),
@@ -349,10 +356,10 @@ BAD = [
         ValueError,
         "weight must be on the device of hidden, cpu, got meta",
     ),
-    ({"bias": torch.zeros(49)}, ValueError, r"bias must be \[50\] for this weight, got shape \[49\]"),
+    ({"bias": torch.zeros(49)}, ValueError, r"bias must be \[50\], one number per id, got shape \[49\]"),
     ({"bias": torch.zeros(50, dtype=torch.int64)}, TypeError, "bias must be float32 or"),
-    ({"weight": None, "bias": torch.zeros(6)}, ValueError, "bias must be None when weight is None"),
-    ({"keys": keys(3)}, ValueError, r"keys must be \[4, 3\] for this hidden, got shape \[3, 3\]"),
+    ({"weight": None, "bias": torch.zeros(7)}, ValueError, r"bias must be \[6\], one number per id, got shape \[7\]"),
+    ({"keys": keys(3)}, ValueError, r"keys must be \[4, 3\], one per row, got shape \[3, 3\]"),
     ({"keys": keys(4).int()}, TypeError, "keys must be int64, got int32"),
     ({"keys": keys(4) - 1}, ValueError, r"keys: sequence must be in \[0, 2\*\*32\), got -1 in row 0"),
     ({"keys": keys(4, sequence=2**32)}, ValueError, "keys: sequence must be in .*got 4294967296 in row 0"),
@@ -365,24 +372,42 @@ BAD = [
     ({"temperature": 1e-40}, ValueError, "temperature must be 0 or .*got 1e-40"),
     ({"temperature": "hot"}, TypeError, "temperature must be a number, got 'hot'"),
     ({"temperature": True}, TypeError, "temperature must be a number, got True"),
-    ({"forbid": torch.tensor([50])}, ValueError, r"forbid must hold ids in \[0, 50\), got \[50\]"),
-    ({"forbid": torch.tensor([-1])}, ValueError, r"forbid must hold ids in \[0, 50\), got \[-1\]"),
+    ({"forbid": torch.tensor([50])}, ValueError, r"forbid must be in \[0, 50\), got 50"),
+    ({"forbid": torch.tensor([-1])}, ValueError, r"forbid must be in \[0, 50\), got -1"),
     ({"forbid": [1]}, TypeError, r"forbid must be a tensor \[K\], got list"),
     ({"want": "lse"}, ValueError, "want must be a tuple of names"),
-    ({"want": ("entropy",)}, ValueError, "want must be a tuple of names"),
+    ({"want": ("surprise",)}, ValueError, "want must be a tuple of names"),
+    ({"temperature": torch.ones(3)}, ValueError, r"temperature must be a number or \[4\], got shape \[3\]"),
+    ({"temperature": torch.ones(4).double()}, TypeError, "temperature must be float32, got float64"),
+    ({"temperature": torch.tensor([1, 0, -1.0, 1])}, ValueError, "temperature must be 0 or .*got -1.0 in row 2"),
+    ({"temperature": torch.tensor([1, 0, 1, math.nan])}, ValueError, "temperature must be 0 or .*got nan in row 3"),
+    ({"allow": torch.ones(4, 3, dtype=torch.int32)}, ValueError, r"allow must be \[4, 2\], got shape \[4, 3\]"),
+    ({"allow": torch.ones(4, 50, dtype=torch.bool)}, TypeError, "allow must be int32, got bool"),
+    ({"rows": torch.tensor([0, 1, 2, 4])}, ValueError, r"rows must be in \[0, 4\), got 4"),
+    ({"rows": torch.tensor([0])}, ValueError, r"keys must be \[1, 3\], one per row, got shape \[4, 3\]"),
+    ({"rows": [0, 1]}, TypeError, r"rows must be a tensor \[R\], got list"),
+    ({"top_k": 0}, ValueError, "top_k must be at least 1, got 0"),
+    ({"top_k": 2.0}, TypeError, "top_k must be an integer or None, got 2.0"),
+    ({"top_k": True}, TypeError, "top_k must be an integer or None, got True"),
+    ({"top_p": 0.0}, ValueError, "top_p must satisfy 0 < top_p <= 1, got 0.0"),
+    ({"top_p": 1.1}, ValueError, "top_p must satisfy .*got 1.1"),
+    ({"top_p": math.nan}, ValueError, "top_p must satisfy .*got nan"),
+    ({"top_p": "most"}, TypeError, "top_p must be a number or None, got 'most'"),
+    ({"out": torch.zeros(9, dtype=torch.int64)}, TypeError, "out must be a pair .buffer, positions., got Tensor"),
+    ({"out": (BUFFER, torch.tensor([0, 1, 9, 3]))}, ValueError, r"out positions must be in \[0, 9\), got 9"),
+    ({"out": (BUFFER, torch.tensor([0, 1]))}, ValueError, r"out positions must be \[4\], one per row, got shape \[2\]"),
+    ({"out": (BUFFER.int(), torch.arange(4))}, TypeError, "out buffer must be an int64 tensor, got int32"),
+    ({"out": (BUFFER.view(3, 3).T, torch.arange(4))}, ValueError, "out buffer must be contiguous .*got strides"),
     ({"impl": "gpu"}, ValueError, "impl of sample_head must be None or one of 'cpu', 'reference', got 'gpu'"),
 ]
 
 
 @pytest.mark.parametrize("change, error, message", BAD)
-def test_bad_arguments(change, error, message, monkeypatch):
-    def touched(*arguments):
-        raise AssertionError("an implementation was called")
-
-    for module in (cpu, reference):
-        monkeypatch.setattr(module, "sample_head", touched)
+def test_bad_arguments_write_nothing(change, error, message):
+    BUFFER.fill_(-7)
     with pytest.raises(error, match=message):
         sample_head(**good() | change)
+    assert (BUFFER == -7).all()
 
 
 @compiled

@@ -1,15 +1,15 @@
 """sample_head: hidden rows in, one token per row out. Meaning, checks, dispatch."""
 
 import math
-from numbers import Real
-from typing import NamedTuple
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from unmask.kernels import noise
+from unmask.kernels import checks, noise
 from unmask.kernels.dispatch import Implementation, Operator
 from unmask.kernels.sample_head import cpu, reference
+from unmask.kernels.sample_head.call import EXTRAS, HeadCall, HeadSample
 
 OPERATOR = Operator(
     "sample_head",
@@ -18,16 +18,6 @@ OPERATOR = Operator(
         Implementation("reference", reference.sample_head, lambda: (True, "plain torch, any device")),
     ),
 )
-_DTYPES = torch.float32, torch.bfloat16, torch.float16, torch.float64
-_EXTRAS = "logprob", "lse"
-
-
-class HeadSample(NamedTuple):
-    """tokens int64 [R]; logprob and lse [R], fp32 (fp64 if hidden or weight is), None unless wanted."""
-
-    tokens: Tensor
-    logprob: Tensor | None = None
-    lse: Tensor | None = None
 
 
 class NonFiniteLogits(ValueError):
@@ -42,9 +32,15 @@ def sample_head(
     *,
     keys: Tensor,
     seed: int,
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
     forbid: Tensor | None = None,
+    allow: Tensor | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    rows: Tensor | None = None,
+    out: tuple[Tensor, Tensor] | None = None,
     want: tuple[str, ...] = (),
+    check: bool = True,
     impl: str | None = None,
 ) -> HeadSample:
     """Draw one token per row from softmax((hidden @ weight.T + bias) / temperature) without storing the logits.
@@ -53,132 +49,204 @@ def sample_head(
     logits + Gumbel(b); inside the best block, token = argmax(logit + Gumbel(token)). The noise is a function of seed
     and key alone, so a row's token does not depend on the other rows of the call.
 
-    hidden       [R, D] fp32, bf16, fp16 or fp64: rows after the final norm
-    weight       [V, D]; or None: `hidden` [R, V] holds the logits themselves, and bias must be None
+    hidden       [N, D] fp32, bf16, fp16 or fp64: rows after the final norm
+    weight       [V, D]; or None: `hidden` [N, V] holds the logits themselves
     bias         [V] or None; an id whose bias is -inf cannot be drawn
     keys         int64 [R, 3], columns (sequence, position, draw); the first two below 2**32, draw below 2**24
     seed         0 <= seed < 2**64
-    temperature  divides the logits; 0 takes the largest logit, the lowest id among equals
+    temperature  divides the logits, one number or fp32 [R]; 0 takes the largest logit, the lowest id among equals
     forbid       int64 [K] ids that are never drawn, or None
-    want         any of "logprob", "lse"
-    impl         "cpu", "reference", or None for the fastest that serves these arguments
+    allow        int32 [R, ceil(V / 32)] or None: row r may draw id i if bit i % 32 of allow[r, i // 32] is set
+    top_k        draw from the k largest logits only
+    top_p        then from the shortest run of the largest ones that holds this share of their mass, 0 < top_p <= 1
+    rows         int64 [R], row r is hidden[rows[r]]; None: every row of hidden, R = N
+    out          (contiguous int64 tensor, int64 [R] positions in it, flattened): the tokens are written there too
+    want         any of "logprob", "lse", "max_prob", "argmax", "margin", "entropy"
+    check        raise for a bad row, which waits for the device. False: its token is -1, its lse is not finite, and
+                 nothing of it is written to `out`
+    impl         "cuda", "triton", "cpu", "reference", or None for the fastest that serves these arguments
 
-    lse is the log-sum-exp of the row's logits after temperature, forbidden ids left out; logprob = logit - lse is the
-    log-probability of the token under the law drawn from. At temperature 0 both refer to temperature 1.
+    Everything wanted is of the law drawn from, after temperature, forbidden ids, top_k and top_p (at temperature 0, of
+    the one at temperature 1): lse, the log-sum-exp of the logits; logprob = logit - lse of the token; the largest
+    probability and its id; the margin between the two largest probabilities; the entropy in nats.
+    top_k and top_p rank ids by falling logit, the lowest id first among equals, so that ties at the threshold are kept
+    from the lowest id on until the number or the mass is reached.
     Logits are accumulated in fp32 (in fp64 if hidden or weight is fp64). The noise is added to them in fp32, so the law
     is exact while |logit / temperature| stays below about 2**14; beyond, rounding begins to swallow the noise. Raises
-    NonFiniteLogits for the first bad row, TypeError or ValueError naming a bad argument, UnsupportedImplementation.
+    NonFiniteLogits for the first bad row, TypeError or ValueError naming a bad argument, UnsupportedImplementation;
+    nothing is written then.
 
     >>> hidden, weight = torch.zeros(2, 8), torch.zeros(100, 8)
     >>> keys = torch.tensor([[0, 5, 0], [0, 9, 0]])             # sequence 0, positions 5 and 9, first draw
     >>> sample_head(hidden, weight, keys=keys, seed=0).tokens.shape
     torch.Size([2])
     """
-    _check_rows(hidden, weight, bias)
-    vocab_size = (hidden if weight is None else weight).shape[-1 if weight is None else 0]
-    _check_keys(keys, hidden)
+    vocab_size = checks.check_head(hidden, weight, bias)
+    checks.check_ids("rows", rows, hidden, "R")
+    num_rows = len(hidden if rows is None else rows)
+    checks.check_keys(keys, num_rows, hidden)
     seed = noise.check_seed(seed)
-    temperature = _check_temperature(temperature)
-    _check_forbid(forbid, vocab_size, hidden)
+    scalar, per_row = _check_temperature(temperature, num_rows, hidden)
+    checks.check_ids("forbid", forbid, hidden, "K")
+    _check_allow(allow, num_rows, vocab_size, hidden)
+    top_k, top_p = checks.check_top_k(top_k), checks.check_top_p(top_p)
     _check_want(want)
-    run = OPERATOR.pick(impl, hidden, weight).run
+    buffer, positions = _check_out(out, num_rows, hidden)
+    # Without a compiler the registered operator would only add its dispatch, a hundred microseconds.
+    answer = _registered if torch.compiler.is_compiling() else _answer
+    results = answer(
+        hidden,
+        weight,
+        bias,
+        keys,
+        seed - (seed >> 63 << 64),  # an operator's integers have 64 bits and a sign
+        scalar,
+        per_row,
+        forbid,
+        allow,
+        top_k if top_k is not None and top_k < vocab_size else None,
+        top_p if top_p != 1 else None,
+        rows,
+        buffer,
+        positions,
+        ",".join(want),
+        check,
+        impl,
+    )
+    given = dict(zip(HeadSample._fields, results, strict=True))
+    return HeadSample(given["tokens"], **{name: given[name] for name in want})
 
-    offset = _offset(bias, forbid, vocab_size, hidden)
-    tokens, logprob, lse = run(hidden, weight, offset, keys, seed, temperature)
-    _check_finite(lse, keys, temperature)
-    return HeadSample(tokens, logprob if "logprob" in want else None, lse if "lse" in want else None)
 
-
-def _offset(bias: Tensor | None, forbid: Tensor | None, vocab_size: int, hidden: Tensor) -> Tensor | None:
-    """bias and forbid in one row [V]: added to the logits, and -inf wherever an id cannot be drawn."""
-    if bias is None and forbid is None:
-        return None
-    if bias is None:
-        offset = hidden.new_zeros(vocab_size, dtype=torch.float32)
+def _answer(
+    hidden: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    keys: Tensor,
+    seed: int,
+    temperature: float,
+    temperatures: Tensor | None,
+    forbid: Tensor | None,
+    allow: Tensor | None,
+    top_k: int | None,
+    top_p: float | None,
+    rows: Tensor | None,
+    buffer: Tensor | None,
+    positions: Tensor | None,
+    want: str,
+    check: bool,
+    impl: str | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The checks that look at values, the pick and the run: one opaque operator to torch.compile."""
+    call = HeadCall(
+        hidden=hidden,
+        weight=weight,
+        offset=bias,
+        keys=keys,
+        seed=seed % 2**64,
+        temperature=temperature if temperatures is None else temperatures,
+        allow=allow,
+        rows=rows,
+        top_k=top_k,
+        top_p=top_p,
+        want=tuple(filter(None, want.split(","))),
+        out=None if buffer is None else (buffer, positions),
+    )
+    _check_values(call, forbid)
+    run = OPERATOR.pick(impl, call).run
+    if call.num_rows == 0:
+        return _blanks(call)
+    call = replace(call, offset=checks.merge_offset(bias, forbid, call.vocab_size, hidden))
+    if check:
+        sample = run(replace(call, out=None))
+        check_finite(sample.lse, keys, call.temperature)
+        call.scatter(sample.tokens)
     else:
-        offset = bias.to(torch.promote_types(bias.dtype, torch.float32), copy=True)
-    return offset if forbid is None else offset.index_fill_(0, forbid, -math.inf)
+        sample = run(call)
+    pairs = zip(HeadSample._fields, sample, _blanks(call), strict=True)
+    return tuple(given if name in ("tokens", *call.want) else blank for name, given, blank in pairs)
 
 
-def _check_finite(lse: Tensor, keys: Tensor, temperature: float) -> None:
+_registered = torch.library.custom_op("unmask::sample_head", _answer, mutates_args=("buffer",))
+
+
+@_registered.register_fake
+def _(hidden, weight, bias, keys, seed, temperature, temperatures, forbid, allow, top_k, top_p, rows, buffer, positions,
+      want, check, impl):  # fmt: skip
+    return _blanks(HeadCall(hidden, weight, bias, keys, seed, want=tuple(want.split(","))))
+
+
+def _blanks(call: HeadCall) -> tuple[Tensor, ...]:
+    """A new tensor for each field of HeadSample, [R] for those that are wanted and [0] for the others."""
+    dtypes = (torch.int64 if name in ("tokens", "argmax") else call.dtype for name in HeadSample._fields)
+    sizes = (call.num_rows if name in ("tokens", *call.want) else 0 for name in HeadSample._fields)
+    return tuple(call.hidden.new_empty(size, dtype=dtype) for size, dtype in zip(sizes, dtypes, strict=True))
+
+
+def check_finite(lse: Tensor, keys: Tensor, temperature: float | Tensor = 1.0) -> None:
+    """Raise NonFiniteLogits for the first row of a HeadSample whose lse is not finite. Waits for the device."""
     bad = ~lse.isfinite()
     if not bad.any():
         return
     row = int(bad.int().argmax())
     sequence, position, _ = keys[row].tolist()
     problem = "every id is forbidden" if lse[row] == -math.inf else "a logit is NaN or +inf"
-    divided = "" if temperature in (0, 1) else f" after division by temperature {temperature:g}"
+    divisor = float(temperature[row] if isinstance(temperature, Tensor) else temperature)
+    divided = "" if divisor in (0, 1) else f" after division by temperature {divisor:g}"
     raise NonFiniteLogits(f"sequence {sequence}, position {position} (row {row}): {problem}{divided}")
 
 
-def _check_rows(hidden: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
-    _check_tensor("hidden", hidden, ("R", "V" if weight is None else "D"), _DTYPES)
-    if hidden.shape[1] == 0:
-        raise ValueError(f"hidden must have at least one column, got shape {list(hidden.shape)}")
-    if weight is None:
-        if bias is not None:
-            raise ValueError("bias must be None when weight is None: hidden rows are then the logits, add it to them")
+def _check_values(call: HeadCall, forbid: Tensor | None) -> None:
+    checks.check_key_range(call.keys)
+    checks.check_range("rows", call.rows, len(call.hidden))
+    checks.check_range("forbid", forbid, call.vocab_size)
+    if isinstance(call.temperature, Tensor):
+        checks.check_temperature_range(call.temperature)
+    if call.out is not None:
+        checks.check_range("out positions", call.out[1], call.out[0].numel())
+
+
+def _check_temperature(
+    temperature: float | Tensor, num_rows: int, hidden: Tensor
+) -> tuple[float, None] | tuple[float, Tensor]:
+    """The number for all rows, and the numbers by row if there are such."""
+    if not isinstance(temperature, Tensor):
+        return checks.check_temperature(temperature), None
+    checks.check_tensor("temperature", temperature, ("R",), (torch.float32,), hidden.device)
+    if len(temperature) != num_rows:
+        raise ValueError(f"temperature must be a number or [{num_rows}], got shape {list(temperature.shape)}")
+    return 1.0, temperature
+
+
+def _check_allow(allow: Tensor | None, num_rows: int, vocab_size: int, hidden: Tensor) -> None:
+    if allow is None:
         return
-    _check_tensor("weight", weight, ("V", "D"), _DTYPES, hidden.device)
-    if weight.shape[1] != hidden.shape[1] or weight.shape[0] == 0:
-        raise ValueError(f"weight must be [V, {hidden.shape[1]}] for this hidden, got shape {list(weight.shape)}")
-    if bias is not None:
-        _check_tensor("bias", bias, ("V",), _DTYPES, hidden.device)
-        if bias.shape[0] != weight.shape[0]:
-            raise ValueError(f"bias must be [{weight.shape[0]}] for this weight, got shape {list(bias.shape)}")
-
-
-def _check_keys(keys: Tensor, hidden: Tensor) -> None:
-    _check_tensor("keys", keys, ("R", "3"), (torch.int64,), hidden.device)
-    if keys.shape != (hidden.shape[0], 3):
-        raise ValueError(f"keys must be [{hidden.shape[0]}, 3] for this hidden, got shape {list(keys.shape)}")
-    if keys.device.type != "cpu":  # reading values back would stall the device
-        return
-    for column, (name, limit) in enumerate((("sequence", 32), ("position", 32), ("draw", 24))):
-        bad = (keys[:, column] >> limit).nonzero()
-        if len(bad):
-            row = int(bad[0])
-            raise ValueError(f"keys: {name} must be in [0, 2**{limit}), got {int(keys[row, column])} in row {row}")
-
-
-def _check_temperature(temperature: float) -> float:
-    if isinstance(temperature, bool) or not isinstance(temperature, Real):
-        raise TypeError(f"temperature must be a number, got {temperature!r} ({type(temperature).__name__})")
-    if not (temperature == 0 or 2.0**-126 <= temperature <= torch.finfo(torch.float32).max):
-        raise ValueError(f"temperature must be 0 or a positive normal fp32 number, got {temperature!r}")
-    return float(temperature)
-
-
-def _check_forbid(forbid: Tensor | None, vocab_size: int, hidden: Tensor) -> None:
-    if forbid is None:
-        return
-    _check_tensor("forbid", forbid, ("K",), (torch.int64,), hidden.device)
-    if forbid.device.type == "cpu" and not ((forbid >= 0) & (forbid < vocab_size)).all():
-        raise ValueError(f"forbid must hold ids in [0, {vocab_size}), got {forbid.tolist()}")
+    checks.check_tensor("allow", allow, ("R", "ceil(V / 32)"), (torch.int32,), hidden.device)
+    if allow.shape != (num_rows, -(-vocab_size // 32)):
+        raise ValueError(f"allow must be [{num_rows}, {-(-vocab_size // 32)}], got shape {list(allow.shape)}")
 
 
 def _check_want(want: tuple[str, ...]) -> None:
-    if isinstance(want, str) or not set(want) <= set(_EXTRAS):
-        raise ValueError(f"want must be a tuple of names out of {_EXTRAS}, got {want!r}")
+    if isinstance(want, str) or not set(want) <= set(EXTRAS):
+        raise ValueError(f"want must be a tuple of names out of {EXTRAS}, got {want!r}")
 
 
-def _check_tensor(
-    name: str,
-    tensor: Tensor,
-    shape: tuple[str, ...],
-    dtypes: tuple[torch.dtype, ...],
-    device: torch.device | None = None,
-) -> None:
-    """`name` must be a strided tensor [shape] of one of the dtypes, on the device of hidden."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a tensor [{', '.join(shape)}], got {type(tensor).__name__}")
-    if tensor.dtype not in dtypes:
-        raise TypeError(f"{name} must be {' or '.join(map(_short, dtypes))}, got {_short(tensor.dtype)}")
-    if tensor.ndim != len(shape) or tensor.layout != torch.strided:
-        raise ValueError(f"{name} must be a dense tensor [{', '.join(shape)}], got shape {list(tensor.shape)}")
-    if device is not None and tensor.device != device:
-        raise ValueError(f"{name} must be on the device of hidden, {device}, got {tensor.device}")
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def _check_out(
+    out: tuple[Tensor, Tensor] | None, num_rows: int, hidden: Tensor
+) -> tuple[None, None] | tuple[Tensor, Tensor]:
+    if out is None:
+        return None, None
+    if not isinstance(out, tuple) or len(out) != 2:
+        raise TypeError(f"out must be a pair (buffer, positions), got {type(out).__name__}")
+    buffer, positions = out
+    checks.check_tensor("out positions", positions, ("R",), (torch.int64,), hidden.device)
+    if len(positions) != num_rows:
+        raise ValueError(f"out positions must be [{num_rows}], one per row, got shape {list(positions.shape)}")
+    if not isinstance(buffer, Tensor) or buffer.dtype != torch.int64:
+        got = checks.short(buffer.dtype) if isinstance(buffer, Tensor) else type(buffer).__name__
+        raise TypeError(f"out buffer must be an int64 tensor, got {got}")
+    if not buffer.is_contiguous() or buffer.device != hidden.device:
+        raise ValueError(
+            f"out buffer must be contiguous and on the device of hidden, {hidden.device}, "
+            f"got strides {buffer.stride()} on {buffer.device}"
+        )
+    return buffer, positions

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from unmask.kernels.sample_head.call import HeadCall, HeadSample
+
 try:
     import unmask.kernels._cpu as _cpu
 except ImportError as error:
@@ -18,52 +20,46 @@ def status() -> tuple[bool, str]:
     return True, f"compiled extension, {_cpu.isas()[0]}"
 
 
-def refuses(hidden: Tensor, weight: Tensor | None) -> str | None:
-    if hidden.device.type != "cpu":
-        return f"needs CPU tensors, got {hidden.device}"
-    for name, tensor in (("hidden", hidden), ("weight", weight)):
+def refuses(call: HeadCall) -> str | None:
+    if call.hidden.device.type != "cpu":
+        return f"needs CPU tensors, got {call.hidden.device}"
+    for name, tensor in (("hidden", call.hidden), ("weight", call.weight)):
         if tensor is not None and tensor.dtype not in _DTYPES:
             return f"needs {name} in float32 or bfloat16, got {str(tensor.dtype).removeprefix('torch.')}"
-    if weight is not None and weight.stride(1) != 1 and weight.shape[1] > 1:
-        return f"needs the columns of weight contiguous, got strides {weight.stride()}"
+    if call.weight is not None and call.weight.stride(1) != 1 and call.weight.shape[1] > 1:
+        return f"needs the columns of weight contiguous, got strides {call.weight.stride()}"
+    if isinstance(call.temperature, Tensor) or call.allow is not None or call.rows is not None:
+        return "needs one temperature, no allow, no rows"
+    if call.top_k is not None or call.top_p is not None or set(call.want) - {"logprob", "lse"}:
+        return "serves no top_k, no top_p and no more than logprob and lse"
     return None
 
 
-def sample_head(
-    hidden: Tensor, weight: Tensor | None, offset: Tensor | None, keys: Tensor, seed: int, temperature: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Arguments as the operator's, with bias and forbid merged into `offset`. Returns tokens, logprob, lse."""
-    return on_isa("", hidden, weight, offset, keys, seed, temperature)
+def sample_head(call: HeadCall) -> HeadSample:
+    return on_isa("", call)
 
 
-def on_isa(
-    isa: str,
-    hidden: Tensor,
-    weight: Tensor | None,
-    offset: Tensor | None,
-    keys: Tensor,
-    seed: int,
-    temperature: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+def on_isa(isa: str, call: HeadCall) -> HeadSample:
     """sample_head on one instruction set out of `_cpu.isas()`; the empty name is the fastest."""
-    offset = None if offset is None else offset.float().contiguous()
-    keys = keys.contiguous()
-    tokens = torch.empty(len(hidden), dtype=torch.int64)
-    logprob, lse = torch.empty(2, len(hidden))
+    offset = None if call.offset is None else call.offset.float().contiguous()
+    keys = call.keys.contiguous()
+    tokens = torch.empty(call.num_rows, dtype=torch.int64)
+    logprob, lse = torch.empty(call.num_rows), torch.empty(call.num_rows)
     _cpu.sample_head(
-        hidden=_matrix(hidden),
-        weight=None if weight is None else _matrix(weight),
+        hidden=_matrix(call.hidden),
+        weight=None if call.weight is None else _matrix(call.weight),
         offset=0 if offset is None else offset.data_ptr(),
         keys=keys.data_ptr(),
-        seed=seed,
-        temperature=temperature,
+        seed=call.seed,
+        temperature=call.temperature,
         threads=torch.get_num_threads(),
         tokens=tokens.data_ptr(),
         logprob=logprob.data_ptr(),
         lse=lse.data_ptr(),
         isa=isa,
     )
-    return tokens, logprob, lse
+    call.scatter(tokens)
+    return HeadSample(tokens, logprob, lse)
 
 
 def _matrix(tensor: Tensor) -> tuple[int, str, tuple[int, ...], tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""sample_head in plain torch: the specification. Runs on any device, needs at most 8 MiB beyond its arguments."""
+"""sample_head in plain torch: the specification. Runs on any device, in bounded chunks of rows."""
 
 import math
 
@@ -6,50 +6,85 @@ import torch
 from torch import Tensor
 
 from unmask.kernels import noise
+from unmask.kernels.sample_head.call import HeadCall, HeadSample
 
-_SHARE = 2 << 20  # bytes for a chunk's logits, as much again for each temporary of their size
+_SHARE = 2 << 20  # bytes for a chunk's logits; a few temporaries of their size come on top
 _MAX_ROWS = 512
 
 
-def sample_head(
-    hidden: Tensor, weight: Tensor | None, offset: Tensor | None, keys: Tensor, seed: int, temperature: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Arguments as the operator's, with bias and forbid merged into `offset`. Returns tokens, logprob, lse."""
-    vocab_size = hidden.shape[1] if weight is None else weight.shape[0]
-    num_blocks = -(-vocab_size // noise.BLOCK)
-    exact = torch.float64 in (hidden.dtype, None if weight is None else weight.dtype)
-    dtype = torch.float64 if exact else torch.float32
-    chunk = min(_MAX_ROWS, max(1, _SHARE // (num_blocks * noise.BLOCK * dtype.itemsize)))
-
-    tokens = hidden.new_empty(len(hidden), dtype=torch.int64)
-    logprob, lse = hidden.new_empty(2, len(hidden), dtype=dtype)
-    logits = hidden.new_full((chunk, num_blocks * noise.BLOCK), -math.inf, dtype=dtype)  # ids past the end never win
-    for start in range(0, len(hidden), chunk):
-        rows = slice(start, start + chunk)
-        scored = logits[: len(hidden[rows])]
-        _score(scored[:, :vocab_size], hidden[rows].to(dtype), weight, offset)
-        if temperature > 0:
-            scored /= temperature
-        blocks = scored.unflatten(1, (num_blocks, noise.BLOCK))
-        block_lse = blocks.logsumexp(dim=2)
-        lse[rows] = block_lse.logsumexp(dim=1)
-        tokens[rows] = _race(blocks, block_lse, keys[rows], seed) if temperature > 0 else scored.argmax(dim=1)
-        logprob[rows] = scored.gather(1, tokens[rows, None]).squeeze(1) - lse[rows]
-    return tokens, logprob, lse
+def sample_head(call: HeadCall) -> HeadSample:
+    num_blocks = -(-call.vocab_size // noise.BLOCK)
+    width = num_blocks * noise.BLOCK
+    chunk = min(_MAX_ROWS, max(1, _SHARE // (width * call.dtype.itemsize)))
+    logits = call.hidden.new_full((chunk, width), -math.inf, dtype=call.dtype)  # ids past the end never win
+    parts = []
+    for rows in torch.arange(call.num_rows, device=call.hidden.device).split(chunk):
+        scored = logits[: len(rows)]
+        temperature = torch.as_tensor(call.temperature, dtype=call.dtype, device=rows.device)
+        temperature = temperature.expand(call.num_rows)[rows, None]
+        _score(scored[:, : call.vocab_size], call, rows)
+        scored /= torch.where(temperature > 0, temperature, 1)
+        _truncate(scored, call.top_k, call.top_p)
+        parts.append(_draw(scored, temperature.squeeze(1) > 0, call.keys[rows], call.seed))
+    sample = HeadSample(*map(torch.cat, zip(*parts, strict=True)))
+    call.scatter(sample.tokens)
+    return sample
 
 
-def _score(logits: Tensor, hidden: Tensor, weight: Tensor | None, offset: Tensor | None) -> None:
-    """logits[...] = hidden @ weight.T + offset; weights of another dtype are widened a few ids at a time."""
-    if weight is None:
+def _score(logits: Tensor, call: HeadCall, rows: Tensor) -> None:
+    """logits[...] = hidden @ weight.T + offset, -inf where an id cannot be drawn, whatever its logit was.
+
+    Weights of another dtype are widened a few ids at a time.
+    """
+    hidden = call.hidden[rows if call.rows is None else call.rows[rows]].to(call.dtype)
+    if call.weight is None:
         logits.copy_(hidden)
     else:
-        step = len(weight) if weight.dtype == hidden.dtype else max(1, _SHARE // (hidden.shape[1] * hidden.itemsize))
-        for first in range(0, len(weight), step):
+        same = call.weight.dtype == call.dtype
+        step = len(call.weight) if same else max(1, _SHARE // (hidden.shape[1] * hidden.itemsize))
+        for first in range(0, len(call.weight), step):
             ids = slice(first, first + step)
-            logits[:, ids] = hidden @ weight[ids].to(hidden.dtype).T
-    if offset is not None:
-        logits += offset
-        logits.masked_fill_(offset == -math.inf, -math.inf)  # whatever the logit was, NaN included
+            logits[:, ids] = hidden @ call.weight[ids].to(call.dtype).T
+    if call.offset is not None:
+        logits += call.offset
+        logits.masked_fill_(call.offset == -math.inf, -math.inf)
+    if call.allow is not None:
+        ids = torch.arange(call.vocab_size, device=logits.device)
+        logits.masked_fill_((call.allow[rows][:, ids >> 5] >> (ids & 31) & 1) == 0, -math.inf)
+
+
+def _truncate(logits: Tensor, top_k: int | None, top_p: float | None) -> None:
+    """Keep the first ids by falling logit, lowest id first among equals: top_k of them, then top_p of their mass."""
+    if top_k is None and top_p is None:
+        return
+    ranked, order = logits.sort(dim=1, descending=True, stable=True)
+    if top_k is not None:
+        ranked[:, top_k:] = -math.inf
+    if top_p is not None:
+        mass_before = ranked.softmax(dim=1, dtype=torch.float64).cumsum(dim=1).roll(1, dims=1)
+        mass_before[:, 0] = 0
+        ranked.masked_fill_(mass_before >= top_p, -math.inf)
+    logits.scatter_(1, order, ranked)
+
+
+def _draw(logits: Tensor, random: Tensor, keys: Tensor, seed: int) -> HeadSample:
+    """Draw from each row of tempered logits [R, num_blocks * 128], or take its largest where `random` [R] is False."""
+    blocks = logits.unflatten(1, (-1, noise.BLOCK))
+    block_lse = blocks.logsumexp(dim=2)
+    lse = block_lse.logsumexp(dim=1)
+    best = logits.topk(2, dim=1).values
+    argmax = logits.argmax(dim=1)  # the lowest of equals, which topk does not promise
+    tokens = torch.where(random, _race(blocks, block_lse, keys, seed), argmax)
+    top, second = (best - lse[:, None]).exp().unbind(1)
+    return HeadSample(
+        tokens=torch.where(lse.isfinite(), tokens, -1),
+        logprob=logits.gather(1, tokens[:, None]).squeeze(1) - lse,
+        lse=lse,
+        max_prob=top,
+        argmax=argmax,
+        margin=top - second,
+        entropy=torch.special.entr(logits.softmax(dim=1)).sum(dim=1),
+    )
 
 
 def _race(blocks: Tensor, block_lse: Tensor, keys: Tensor, seed: int) -> Tensor:

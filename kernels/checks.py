@@ -1,0 +1,141 @@
+"""Checks that several operators make of their arguments. Errors name the argument, what it got and what is right."""
+
+import math
+import operator
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+DTYPES = torch.float32, torch.bfloat16, torch.float16, torch.float64
+_KEY_BITS = {"sequence": 32, "position": 32, "draw": 24}
+
+
+def check_tensor(
+    name: str,
+    tensor: Tensor,
+    shape: tuple[str, ...],
+    dtypes: tuple[torch.dtype, ...] = DTYPES,
+    device: torch.device | None = None,
+) -> None:
+    """`name` must be a strided tensor [shape] of one of the dtypes, on the device of hidden."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor [{', '.join(shape)}], got {type(tensor).__name__}")
+    if tensor.dtype not in dtypes:
+        raise TypeError(f"{name} must be {' or '.join(map(short, dtypes))}, got {short(tensor.dtype)}")
+    if tensor.ndim != len(shape) or tensor.layout != torch.strided:
+        raise ValueError(f"{name} must be a dense tensor [{', '.join(shape)}], got shape {list(tensor.shape)}")
+    if device is not None and tensor.device != device:
+        raise ValueError(f"{name} must be on the device of hidden, {device}, got {tensor.device}")
+
+
+def check_head(hidden: Tensor, weight: Tensor | None, bias: Tensor | None, suffix: str = "") -> int:
+    """hidden [N, D] and its head: weight [V, D] or None, bias [V] or None. Returns V."""
+    hidden_name, weight_name, bias_name = (f"{name}{suffix}" for name in ("hidden", "weight", "bias"))
+    check_tensor(hidden_name, hidden, ("N", "V" if weight is None else "D"))
+    if hidden.shape[1] == 0:
+        raise ValueError(f"{hidden_name} must have at least one column, got shape {list(hidden.shape)}")
+    vocab_size = hidden.shape[1]
+    if weight is not None:
+        check_tensor(weight_name, weight, ("V", "D"), device=hidden.device)
+        if weight.shape[1] != hidden.shape[1] or weight.shape[0] == 0:
+            right = f"[V, {hidden.shape[1]}] for this {hidden_name}"
+            raise ValueError(f"{weight_name} must be {right}, got shape {list(weight.shape)}")
+        vocab_size = weight.shape[0]
+    if bias is not None:
+        check_tensor(bias_name, bias, ("V",), device=hidden.device)
+        if bias.shape[0] != vocab_size:
+            raise ValueError(f"{bias_name} must be [{vocab_size}], one number per id, got shape {list(bias.shape)}")
+    return vocab_size
+
+
+def check_ids(name: str, ids: Tensor | None, hidden: Tensor, shape: str) -> None:
+    """Type, shape and device of int64 [shape] indices or None; check_range looks at their values."""
+    if ids is not None:
+        check_tensor(name, ids, (shape,), (torch.int64,), hidden.device)
+
+
+def check_range(name: str, ids: Tensor | None, limit: int) -> None:
+    """Indices must lie in [0, limit). Not looked at on a device, which would have to be waited for."""
+    if ids is not None and ids.device.type == "cpu" and not ((ids >= 0) & (ids < limit)).all():
+        bad = int(ids[(ids < 0) | (ids >= limit)][0])
+        raise ValueError(f"{name} must be in [0, {limit}), got {bad}")
+
+
+def check_keys(keys: Tensor, num_rows: int, hidden: Tensor) -> None:
+    check_tensor("keys", keys, ("R", "3"), (torch.int64,), hidden.device)
+    if keys.shape != (num_rows, 3):
+        raise ValueError(f"keys must be [{num_rows}, 3], one per row, got shape {list(keys.shape)}")
+
+
+def check_key_range(keys: Tensor) -> None:
+    """Not looked at on a device, which would have to be waited for."""
+    if keys.device.type != "cpu":
+        return
+    for column, (name, bits) in enumerate(_KEY_BITS.items()):
+        bad = (keys[:, column] >> bits).nonzero()
+        if len(bad):
+            row = int(bad[0])
+            raise ValueError(f"keys: {name} must be in [0, 2**{bits}), got {int(keys[row, column])} in row {row}")
+
+
+def check_temperature(temperature: float, zero: bool = True) -> float:
+    """A normal fp32 number, or 0 where it stands for the largest logit."""
+    if isinstance(temperature, bool) or not isinstance(temperature, Real):
+        raise TypeError(f"temperature must be a number, got {temperature!r} ({type(temperature).__name__})")
+    limits = torch.finfo(torch.float32)
+    if not ((zero and temperature == 0) or limits.tiny <= temperature <= limits.max):
+        allowed = "0 or a positive normal fp32 number" if zero else "a positive normal fp32 number"
+        raise ValueError(f"temperature must be {allowed}, got {temperature!r}")
+    return float(temperature)
+
+
+def check_temperature_range(temperature: Tensor) -> None:
+    """Not looked at on a device, which would have to be waited for."""
+    if temperature.device.type != "cpu":
+        return
+    limits = torch.finfo(torch.float32)
+    good = (temperature == 0) | (temperature >= limits.tiny) & (temperature <= limits.max)
+    if not good.all():
+        row = int((~good).int().argmax())
+        raise ValueError(
+            f"temperature must be 0 or a positive normal fp32 number, got {temperature[row].item()} in row {row}"
+        )
+
+
+def check_top_k(top_k: int | None) -> int | None:
+    if top_k is None:
+        return None
+    try:
+        if isinstance(top_k, bool):
+            raise TypeError
+        value = operator.index(top_k)
+    except TypeError:
+        raise TypeError(f"top_k must be an integer or None, got {top_k!r} ({type(top_k).__name__})") from None
+    if value < 1:
+        raise ValueError(f"top_k must be at least 1, got {value}")
+    return value
+
+
+def check_top_p(top_p: float | None) -> float | None:
+    if top_p is None:
+        return None
+    if isinstance(top_p, bool) or not isinstance(top_p, Real):
+        raise TypeError(f"top_p must be a number or None, got {top_p!r} ({type(top_p).__name__})")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p must satisfy 0 < top_p <= 1, got {top_p!r}")
+    return float(top_p)
+
+
+def merge_offset(bias: Tensor | None, forbid: Tensor | None, vocab_size: int, hidden: Tensor) -> Tensor | None:
+    """bias and forbid in one row [V]: added to the logits, and -inf wherever an id cannot be drawn."""
+    if bias is not None:
+        bias = bias.to(torch.promote_types(bias.dtype, torch.float32)).contiguous()
+    if forbid is None:
+        return bias
+    offset = hidden.new_zeros(vocab_size, dtype=torch.float32) if bias is None else bias
+    return offset.index_fill(0, forbid, -math.inf)
+
+
+def short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
