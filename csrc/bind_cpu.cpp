@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "cpu/isa.h"
 #include "cpu/sample_head.h"
 #include "noise.h"
 
@@ -32,28 +33,40 @@ Matrix matrix(const char* name, const py::tuple& t) {
     return m;
 }
 
-const HeadKernel& kernel(const std::string& isa) {
+// rows: the address of int64 [num_rows], or 0 for every row of hidden.
+Head head(const py::tuple& hidden, const py::object& weight, uintptr_t rows, int64_t num_rows) {
+    Head h;
+    h.hidden = matrix("hidden", hidden);
+    if (!weight.is_none()) {
+        h.weight = matrix("weight", weight.cast<py::tuple>());
+        require(h.weight.rows > 0 && h.weight.cols == h.hidden.cols, "weight must be [V, D], V > 0, as hidden");
+        require(h.weight.col_stride == 1, "weight must have contiguous columns");
+    }
+    h.rows = pointer<const int64_t>(rows);
+    h.num_rows = num_rows;
+    require(rows ? num_rows >= 0 : num_rows == h.hidden.rows, "rows must be given unless num_rows is that of hidden");
+    for (int64_t r = 0; rows && r < num_rows; ++r)
+        require(h.rows[r] >= 0 && h.rows[r] < h.hidden.rows, "rows must be rows of hidden");
+    return h;
+}
+
+const Kernels& kernels_of(const std::string& isa) {
     std::string supported;
-    for (const HeadKernel* one = head_kernels(); one->isa; ++one) {
+    for (const Kernels* one = kernels(); one->isa; ++one) {
         if (one->supported && (isa.empty() || isa == one->isa)) return *one;
         if (one->supported) supported += std::string(supported.empty() ? "" : ", ") + one->isa;
     }
     throw py::value_error("isa must be one of " + supported + ", got " + isa);
 }
 
-void sample_head(const py::tuple& hidden, const py::object& weight, uintptr_t offset, uintptr_t keys, uint64_t seed,
-                 float temperature, int threads, uintptr_t tokens, uintptr_t logprob, uintptr_t lse,
+void sample_head(const py::tuple& hidden, const py::object& weight, uintptr_t rows, int64_t num_rows, uintptr_t offset,
+                 uintptr_t keys, uint64_t seed, float temperature, int threads, uintptr_t tokens, uintptr_t logprob, uintptr_t lse,
                  const std::string& isa) {
     HeadCall call{};
-    call.hidden = matrix("hidden", hidden);
-    if (!weight.is_none()) {
-        call.weight = matrix("weight", weight.cast<py::tuple>());
-        require(call.weight.rows > 0 && call.weight.cols == call.hidden.cols, "weight must be [V, D], V > 0, as hidden");
-        require(call.weight.col_stride == 1, "weight must have contiguous columns");
-    }
+    call.head = head(hidden, weight, rows, num_rows);
     require(temperature >= 0 && temperature < kInfinity, "temperature must be finite and not negative");
     require(threads > 0, "threads must be positive");
-    if (call.rows() == 0) return;
+    if (num_rows == 0) return;
     require(keys && tokens && logprob && lse, "keys, tokens, logprob and lse must have an address");
     call.offset = pointer<const float>(offset);
     call.keys = pointer<const int64_t>(keys);
@@ -63,14 +76,14 @@ void sample_head(const py::tuple& hidden, const py::object& weight, uintptr_t of
     call.tokens = pointer<int64_t>(tokens);
     call.logprob = pointer<float>(logprob);
     call.lse = pointer<float>(lse);
-    const HeadKernel& chosen = kernel(isa);
+    const auto run = kernels_of(isa).sample_head;
     py::gil_scoped_release release;
-    chosen.run(call);
+    run(call);
 }
 
 py::list isas() {
     py::list names;
-    for (const HeadKernel* one = head_kernels(); one->isa; ++one)
+    for (const Kernels* one = kernels(); one->isa; ++one)
         if (one->supported) names.append(one->isa);
     return names;
 }
@@ -86,8 +99,8 @@ py::tuple words(uint32_t index, uint32_t position, uint32_t sequence, uint32_t s
 PYBIND11_MODULE(_cpu, m) {
     m.doc() = "CPU kernels of unmask. Addresses and strides come checked from unmask.kernels.";
     m.def("isas", &isas, "Instruction sets this build has and this processor runs, fastest first.");
-    m.def("sample_head", &sample_head, py::kw_only(), py::arg("hidden"), py::arg("weight"), py::arg("offset"),
-          py::arg("keys"), py::arg("seed"), py::arg("temperature"), py::arg("threads"), py::arg("tokens"),
+    m.def("sample_head", &sample_head, py::kw_only(), py::arg("hidden"), py::arg("weight"), py::arg("rows"),
+          py::arg("num_rows"), py::arg("offset"), py::arg("keys"), py::arg("seed"), py::arg("temperature"), py::arg("threads"), py::arg("tokens"),
           py::arg("logprob"), py::arg("lse"), py::arg("isa") = "");
     m.def("philox", &words, "The four words of one counter; csrc/noise.h seen from Python.");
     m.def("gumbel32", [](uint32_t word) { return gumbel(word); });

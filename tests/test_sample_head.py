@@ -428,8 +428,8 @@ def test_what_cpu_refuses_reference_serves(change, message):
 @compiled
 def test_the_border_of_the_extension_checks_for_itself():
     good = {
-        "hidden": (1, "float32", (1, 4), (4, 1)), "weight": (1, "float32", (8, 4), (4, 1)), "offset": 0, "keys": 1,
-        "seed": 0, "temperature": 1.0, "threads": 1, "tokens": 1, "logprob": 1, "lse": 1,
+        "hidden": (1, "float32", (1, 4), (4, 1)), "weight": (1, "float32", (8, 4), (4, 1)), "rows": 0, "num_rows": 1,
+        "offset": 0, "keys": 1, "seed": 0, "temperature": 1.0, "threads": 1, "tokens": 1, "logprob": 1, "lse": 1,
     }  # fmt: skip
     for change, message in [
         ({"hidden": (0, "float32", (1, 4), (4, 1))}, "hidden must have an address"),

@@ -1,33 +1,36 @@
 // Which compilations of the kernels this processor can run.
-#include "sample_head.h"
+#include "isa.h"
 
 namespace unmask {
 
-void sample_head_portable(const HeadCall&);
+#define UNMASK_DECLARE(isa) void sample_head_##isa(const HeadCall&);
+#define UNMASK_KERNELS(isa, supported) {#isa, supported, sample_head_##isa}
+
+UNMASK_DECLARE(portable)
 #if defined(__x86_64__)
-void sample_head_avx2(const HeadCall&);
-void sample_head_avx512(const HeadCall&);
-void sample_head_avx512_bf16(const HeadCall&);
+UNMASK_DECLARE(avx2)
+UNMASK_DECLARE(avx512)
+UNMASK_DECLARE(avx512_bf16)
 #endif
 
-const HeadKernel* head_kernels() {
+const Kernels* kernels() {
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    static const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    static const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    static const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+    static const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    static const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    static const bool has_bf16 = has_avx512 && __builtin_cpu_supports("avx512bf16");
 #endif
-    static const HeadKernel kernels[] = {
+    static const Kernels table[] = {
 #if defined(__x86_64__)
-        {"avx512_bf16", bf16, sample_head_avx512_bf16},
-        {"avx512", avx512, sample_head_avx512},
-        {"avx2", avx2, sample_head_avx2},
+        UNMASK_KERNELS(avx512_bf16, has_bf16),
+        UNMASK_KERNELS(avx512, has_avx512),
+        UNMASK_KERNELS(avx2, has_avx2),
 #endif
-        {"portable", true, sample_head_portable},
-        {nullptr, false, nullptr},
+        UNMASK_KERNELS(portable, true),
+        {},
     };
-    return kernels;
+    return table;
 }
 
 }  // namespace unmask

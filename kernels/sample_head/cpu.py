@@ -28,8 +28,8 @@ def refuses(call: HeadCall) -> str | None:
             return f"needs {name} in float32 or bfloat16, got {str(tensor.dtype).removeprefix('torch.')}"
     if call.weight is not None and call.weight.stride(1) != 1 and call.weight.shape[1] > 1:
         return f"needs the columns of weight contiguous, got strides {call.weight.stride()}"
-    if isinstance(call.temperature, Tensor) or call.allow is not None or call.rows is not None:
-        return "needs one temperature, no allow, no rows"
+    if isinstance(call.temperature, Tensor) or call.allow is not None:
+        return "needs one temperature, no allow"
     if call.top_k is not None or call.top_p is not None or set(call.want) - {"logprob", "lse"}:
         return "serves no top_k, no top_p and no more than logprob and lse"
     return None
@@ -42,12 +42,15 @@ def sample_head(call: HeadCall) -> HeadSample:
 def on_isa(isa: str, call: HeadCall) -> HeadSample:
     """sample_head on one instruction set out of `_cpu.isas()`; the empty name is the fastest."""
     offset = None if call.offset is None else call.offset.float().contiguous()
+    rows = None if call.rows is None else call.rows.contiguous()
     keys = call.keys.contiguous()
     tokens = torch.empty(call.num_rows, dtype=torch.int64)
     logprob, lse = torch.empty(call.num_rows), torch.empty(call.num_rows)
     _cpu.sample_head(
         hidden=_matrix(call.hidden),
         weight=None if call.weight is None else _matrix(call.weight),
+        rows=0 if rows is None else rows.data_ptr(),
+        num_rows=call.num_rows,
         offset=0 if offset is None else offset.data_ptr(),
         keys=keys.data_ptr(),
         seed=call.seed,

@@ -1,0 +1,17 @@
+// The kernels of each instruction set: every operator's source is compiled once per row of this table.
+#pragma once
+
+namespace unmask {
+
+struct HeadCall;
+
+struct Kernels {
+    const char* isa;
+    bool supported;  // by this processor
+    void (*sample_head)(const HeadCall&);
+};
+
+// Fastest first; ends with a row whose isa is null.
+const Kernels* kernels();
+
+}  // namespace unmask
