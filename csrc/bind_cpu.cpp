@@ -1,8 +1,10 @@
 // The border between Python and the CPU kernels: checks and raw pointers, nothing else.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <string>
 
+#include "cpu/attention.h"
 #include "cpu/isa.h"
 #include "cpu/sample_head.h"
 #include "noise.h"
@@ -81,6 +83,46 @@ void sample_head(const py::tuple& hidden, const py::object& weight, uintptr_t ro
     run(call);
 }
 
+// (address, token stride, head stride)
+Heads heads(const char* name, const std::tuple<uintptr_t, int64_t, int64_t>& t) {
+    require(std::get<0>(t), name + std::string(" must have an address"));
+    return {pointer<void>(std::get<0>(t)), std::get<1>(t), std::get<2>(t)};
+}
+
+void attention(const std::tuple<uintptr_t, int64_t, int64_t>& query, const std::tuple<uintptr_t, int64_t, int64_t>& key,
+               const std::tuple<uintptr_t, int64_t, int64_t>& value, const std::tuple<uintptr_t, int64_t, int64_t>& out,
+               const std::string& type, const std::tuple<int64_t, int64_t, int64_t>& shape, float scale,
+               const std::vector<int64_t>& lengths, const std::vector<int64_t>& row_counts, uintptr_t cos, uintptr_t sin,
+               uintptr_t positions, int threads, const std::string& isa) {
+    require(type == "float32" || type == "bfloat16", "type must be float32 or bfloat16, got " + type);
+    AttentionCall call{};
+    call.type = type == "float32" ? Type::f32 : Type::bf16;
+    call.query = heads("query", query);
+    call.key = heads("key", key);
+    call.value = heads("value", value);
+    call.out = heads("out", out);
+    std::tie(call.num_heads, call.num_groups, call.dim) = shape;
+    require(call.num_groups > 0 && call.dim > 0 && call.num_heads > 0 && call.num_heads % call.num_groups == 0,
+            "shape must be (heads, a divisor of heads, columns)");
+    require(lengths.size() == row_counts.size(), "lengths and row_counts must have one number per sequence");
+    for (size_t s = 0; s < lengths.size(); ++s)
+        require(lengths[s] >= 0 && row_counts[s] >= 0 && (lengths[s] > 0 || row_counts[s] == 0),
+                "lengths must be positive where there are queries, and nothing negative");
+    require(!cos == !sin && (!cos || call.dim % 2 == 0), "cos and sin must be given together, for an even dim");
+    require(threads > 0, "threads must be positive");
+    call.scale = scale;
+    call.num_sequences = static_cast<int64_t>(lengths.size());
+    call.lengths = lengths.data();
+    call.row_counts = row_counts.data();
+    call.cos = pointer<const float>(cos);
+    call.sin = pointer<const float>(sin);
+    call.positions = pointer<const int64_t>(positions);
+    call.threads = threads;
+    const auto run = kernels_of(isa).attention;
+    py::gil_scoped_release release;
+    run(call);
+}
+
 py::list isas() {
     py::list names;
     for (const Kernels* one = kernels(); one->isa; ++one)
@@ -102,6 +144,9 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("sample_head", &sample_head, py::kw_only(), py::arg("hidden"), py::arg("weight"), py::arg("rows"),
           py::arg("num_rows"), py::arg("offset"), py::arg("keys"), py::arg("seed"), py::arg("temperature"), py::arg("threads"), py::arg("tokens"),
           py::arg("logprob"), py::arg("lse"), py::arg("isa") = "");
+    m.def("attention", &attention, py::kw_only(), py::arg("query"), py::arg("key"), py::arg("value"), py::arg("out"),
+          py::arg("type"), py::arg("shape"), py::arg("scale"), py::arg("lengths"), py::arg("row_counts"), py::arg("cos"),
+          py::arg("sin"), py::arg("positions"), py::arg("threads"), py::arg("isa") = "");
     m.def("philox", &words, "The four words of one counter; csrc/noise.h seen from Python.");
     m.def("gumbel32", [](uint32_t word) { return gumbel(word); });
     m.def("gumbel64", [](uint32_t high, uint32_t low) { return gumbel(high, low); });

@@ -1,5 +1,6 @@
 """Operators of a masked diffusion sampler. One line per operator; `dispatch.explain()` tells who computes them here."""
 
+from unmask.kernels.attention import attention
 from unmask.kernels.sample_head import HeadSample, NonFiniteLogits, sample_head
 
-__all__ = ["HeadSample", "NonFiniteLogits", "sample_head"]
+__all__ = ["HeadSample", "NonFiniteLogits", "attention", "sample_head"]

@@ -12,7 +12,7 @@ import unmask.kernels
 ROOT = Path(__file__).parent.parent
 LAYERS = {"engine": "unmask", "kernels": "unmask.kernels"}
 OPERATORS = [folder.name for folder in (ROOT / "kernels").iterdir() if (folder / "reference.py").exists()]
-IMPLEMENTATIONS = ("reference", "cpu", "triton_kernel", "cuda")
+IMPLEMENTATIONS = ("reference", "sdpa", "cpu", "triton_kernel", "cuda")
 
 
 def imports(path):
@@ -105,7 +105,7 @@ def test_public_names():
         "kernels",
         "load",
     ]
-    assert unmask.kernels.__all__ == ["HeadSample", "NonFiniteLogits", "sample_head"]
+    assert unmask.kernels.__all__ == ["HeadSample", "NonFiniteLogits", "attention", "sample_head"]
     for module in (unmask, unmask.kernels):
         assert all(hasattr(module, name) for name in module.__all__)
 

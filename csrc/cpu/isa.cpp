@@ -3,8 +3,10 @@
 
 namespace unmask {
 
-#define UNMASK_DECLARE(isa) void sample_head_##isa(const HeadCall&);
-#define UNMASK_KERNELS(isa, supported) {#isa, supported, sample_head_##isa}
+#define UNMASK_DECLARE(isa)                   \
+    void sample_head_##isa(const HeadCall&);  \
+    void attention_##isa(const AttentionCall&);
+#define UNMASK_KERNELS(isa, supported) {#isa, supported, sample_head_##isa, attention_##isa}
 
 UNMASK_DECLARE(portable)
 #if defined(__x86_64__)

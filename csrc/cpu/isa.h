@@ -3,12 +3,14 @@
 
 namespace unmask {
 
+struct AttentionCall;
 struct HeadCall;
 
 struct Kernels {
     const char* isa;
     bool supported;  // by this processor
     void (*sample_head)(const HeadCall&);
+    void (*attention)(const AttentionCall&);
 };
 
 // Fastest first; ends with a row whose isa is null.

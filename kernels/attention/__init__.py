@@ -1,0 +1,143 @@
+"""attention: bidirectional attention over packed sequences, rotary embedding included. Meaning, checks, dispatch."""
+
+import torch
+from torch import Tensor
+
+from unmask.kernels import checks
+from unmask.kernels.attention import cpu, reference, sdpa
+from unmask.kernels.attention.call import AttentionCall
+from unmask.kernels.dispatch import Implementation, Operator
+
+OPERATOR = Operator(
+    "attention",
+    (
+        Implementation("cpu", cpu.attention, cpu.status, cpu.refuses, on_request=cpu.slower_than_torch),
+        Implementation("sdpa", sdpa.attention, lambda: (True, "torch's scaled_dot_product_attention"), sdpa.refuses),
+        Implementation("reference", reference.attention, lambda: (True, "plain torch, any device")),
+    ),
+)
+_DTYPES = torch.float32, torch.bfloat16, torch.float16, torch.float64
+
+
+@torch.no_grad()
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    lengths: tuple[int, ...],
+    row_counts: tuple[int, ...] | None = None,
+    positions: Tensor | None = None,
+    rope: tuple[Tensor, Tensor] | None = None,
+    scale: float | None = None,
+    out: Tensor | None = None,
+    impl: str | None = None,
+) -> Tensor:
+    """softmax(query keyᵀ · scale) value inside each sequence; every query sees all keys of its own sequence.
+
+    Sequences lie back to back without padding, as in FlashAttention's variable-length form: sequence s has `lengths[s]`
+    keys and values and `row_counts[s]` queries, its own tokens or any of them.
+
+    query       [Q, H, D] fp32, bf16, fp16 or fp64, D contiguous; Q is the sum of row_counts
+    key, value  [T, G, D] in the dtype of query, D contiguous; G divides H: consecutive query heads share one of them
+    lengths     tokens of each sequence, their sum is T
+    row_counts  queries of each sequence; None: as many as it has tokens
+    positions   int64 [Q], where each query stands in its own sequence; None: query i stands at position i
+    rope        (cos, sin), fp32 [P, D / 2] by position: rotate queries and keys first, column i paired with i + D / 2
+                (rotate_half; Su et al., arXiv 2104.09864); every position is below P
+    scale       None: 1 / sqrt(D)
+    out         [Q, H, D] or [Q, H * D] in the dtype of query, to be written; None: a new tensor [Q, H, D]
+    impl        "cpu", "sdpa", "reference", or None for the fastest that serves these arguments
+
+    Scores and sums are fp32 (fp64 for fp64); for narrower dtypes the rotated rows and the softmax's shares are rounded
+    before their products, the result once more. "cpu" gives a query the same bits whatever sequences and queries stand
+    beside it. TypeError or ValueError names a bad argument; nothing is written then.
+    """
+    num_queries = _check_heads(query, key, value)
+    lengths = _check_counts("lengths", lengths, len(key), "tokens of key")
+    if row_counts is None:
+        row_counts = lengths
+    row_counts = _check_counts("row_counts", row_counts, num_queries, "rows of query")
+    if len(row_counts) != len(lengths):
+        raise ValueError(f"row_counts must have one number per sequence, {len(lengths)}, got {len(row_counts)}")
+    empty = [s for s, (n, rows) in enumerate(zip(lengths, row_counts, strict=True)) if rows and not n]
+    if empty:
+        raise ValueError(f"lengths must be positive where there are queries, got 0 for sequence {empty[0]}")
+    checks.check_ids("positions", positions, query, "Q")
+    if positions is not None and len(positions) != num_queries:
+        raise ValueError(f"positions must be [{num_queries}], one per query, got shape {list(positions.shape)}")
+    _check_rope(rope, query, lengths, row_counts, positions)
+    if out is None:
+        out = query.new_empty(query.shape)
+    call = AttentionCall(
+        query, key, value, lengths, row_counts, positions, rope, _check_scale(scale, query), _check_out(out, query)
+    )
+    run = OPERATOR.pick(impl, call).run
+    if num_queries:
+        run(call)
+    return out
+
+
+def _check_heads(query: Tensor, key: Tensor, value: Tensor) -> int:
+    """Returns Q."""
+    checks.check_tensor("query", query, ("Q", "H", "D"), _DTYPES)
+    for name, tensor in (("key", key), ("value", value)):
+        checks.check_tensor(name, tensor, ("T", "G", "D"), (query.dtype,), query.device)
+        if tensor.shape != key.shape or tensor.shape[2] != query.shape[2]:
+            right = f"[{len(key)}, {key.shape[1]}, {query.shape[2]}] as query and key have it"
+            raise ValueError(f"{name} must be {right}, got shape {list(tensor.shape)}")
+    if 0 in query.shape[1:] or 0 in key.shape[1:] or query.shape[1] % key.shape[1]:
+        raise ValueError(
+            f"query must have columns and a multiple of {key.shape[1]} heads as key has it, got {list(query.shape)}"
+        )
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if tensor.stride(2) != 1 and tensor.shape[2] > 1:
+            raise ValueError(f"{name} must have contiguous columns, got strides {tensor.stride()}")
+    return len(query)
+
+
+def _check_counts(name: str, counts: tuple[int, ...], total: int, of: str) -> tuple[int, ...]:
+    counts = tuple(counts)
+    if any(not isinstance(n, int) or n < 0 for n in counts) or sum(counts) != total:
+        raise ValueError(f"{name} must be integers, not negative, that sum to the {total} {of}, got {counts}")
+    return counts
+
+
+def _check_scale(scale: float | None, query: Tensor) -> float:
+    return query.shape[2] ** -0.5 if scale is None else float(scale)
+
+
+def _check_rope(
+    rope: tuple[Tensor, Tensor] | None,
+    query: Tensor,
+    lengths: tuple[int, ...],
+    row_counts: tuple[int, ...],
+    positions: Tensor | None,
+) -> None:
+    if rope is None:
+        return
+    if query.shape[2] % 2:
+        raise ValueError(f"query must have an even number of columns to rotate, got shape {list(query.shape)}")
+    if not isinstance(rope, tuple) or len(rope) != 2:
+        raise TypeError(f"rope must be a pair (cos, sin), got {type(rope).__name__}")
+    for name, table in zip(("cos", "sin"), rope, strict=True):
+        checks.check_tensor(f"rope's {name}", table, ("P", "D / 2"), (torch.float32,), query.device)
+        if table.shape != rope[0].shape or table.shape[1] != query.shape[2] // 2:
+            raise ValueError(f"rope's {name} must be [P, {query.shape[2] // 2}], got shape {list(table.shape)}")
+    longest = max(lengths, default=0) if positions is not None else max((*lengths, *row_counts), default=0)
+    if longest > len(rope[0]):
+        raise ValueError(f"rope must have a row for each position, {longest}, got {len(rope[0])}")
+    checks.check_range("positions", positions, len(rope[0]))
+
+
+def _check_out(out: Tensor, query: Tensor) -> Tensor:
+    """`out` as [Q, H, D]."""
+    flat = (len(query), query.shape[1] * query.shape[2])
+    if not isinstance(out, Tensor) or out.dtype != query.dtype or out.device != query.device:
+        got = f"{checks.short(out.dtype)} on {out.device}" if isinstance(out, Tensor) else type(out).__name__
+        raise TypeError(f"out must be {checks.short(query.dtype)} on {query.device} as query, got {got}")
+    if out.shape not in (query.shape, flat):
+        raise ValueError(f"out must be {list(query.shape)} or {list(flat)}, got shape {list(out.shape)}")
+    if out.stride(-1) != 1 and out.shape[-1] > 1:
+        raise ValueError(f"out must have contiguous columns, got strides {out.stride()}")
+    return out.view(query.shape)

@@ -1,0 +1,59 @@
+"""What passes between the operator attention and its implementations."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Span(NamedTuple):
+    """Neighbouring sequences of equal length and equal number of queries: they make dense views."""
+
+    num_sequences: int
+    queries: slice
+    keys: slice
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionCall:
+    """One call of attention with at least one query, checked; the fields are the operator's arguments."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    lengths: tuple[int, ...]
+    row_counts: tuple[int, ...]
+    positions: Tensor | None
+    rope: tuple[Tensor, Tensor] | None
+    scale: float
+    out: Tensor  # [Q, H, D]
+
+    def spans(self) -> Iterator[Span]:
+        """The spans that have queries, in order."""
+        query = key = 0
+        for (length, count), group in groupby(zip(self.lengths, self.row_counts, strict=True)):
+            n = sum(1 for _ in group)
+            if count:
+                yield Span(n, slice(query, query + n * count), slice(key, key + n * length))
+            query, key = query + n * count, key + n * length
+
+    def rotated(self, span: Span) -> tuple[Tensor, Tensor, Tensor]:
+        """query [n, queries, H, D], key and value [n, keys, G, D] of a span, rotated in fp32 and rounded."""
+        n = span.num_sequences
+        query, key, value = (
+            x[rows].unflatten(0, (n, -1))
+            for x, rows in ((self.query, span.queries), (self.key, span.keys), (self.value, span.keys))
+        )
+        if self.rope is None:
+            return query, key, value
+        where = torch.arange(max(query.shape[1], key.shape[1]), device=key.device)
+        at = where[None, : query.shape[1]] if self.positions is None else self.positions[span.queries].view(n, -1)
+        return self._rotate(query, at), self._rotate(key, where[None, : key.shape[1]]), value
+
+    def _rotate(self, x: Tensor, positions: Tensor) -> Tensor:
+        cos, sin = (table[positions].unsqueeze(2) for table in self.rope)
+        first, second = x.to(torch.promote_types(x.dtype, torch.float32)).chunk(2, dim=-1)
+        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)

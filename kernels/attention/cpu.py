@@ -1,0 +1,60 @@
+"""attention by the compiled extension: fp32 and bf16, on torch's own threads."""
+
+import torch
+
+from unmask.kernels.attention.call import AttentionCall
+
+try:
+    import unmask.kernels._cpu as _cpu
+except ImportError as error:
+    _cpu, _missing = None, error
+
+_DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+
+
+def status() -> tuple[bool, str]:
+    if _cpu is None:
+        how = "UNMASK_CPU=1 pip install . (or -e .) builds it and needs GCC or Clang"
+        return False, f"the compiled extension unmask.kernels._cpu is missing ({_missing}); {how}"
+    slow = "; on request only, without AVX-512 torch's own is as fast" if slower_than_torch() else ""
+    return True, f"compiled extension, {_cpu.isas()[0]}{slow}"
+
+
+def slower_than_torch() -> bool:
+    return _cpu is not None and not _cpu.isas()[0].startswith("avx512")
+
+
+def refuses(call: AttentionCall) -> str | None:
+    if call.query.device.type != "cpu":
+        return f"needs CPU tensors, got {call.query.device}"
+    if call.query.dtype not in _DTYPES:
+        return f"needs float32 or bfloat16, got {str(call.query.dtype).removeprefix('torch.')}"
+    return None
+
+
+def attention(call: AttentionCall) -> None:
+    on_isa("", call)
+
+
+def on_isa(isa: str, call: AttentionCall) -> None:
+    """attention on one instruction set out of `_cpu.isas()`; the empty name is the fastest."""
+    cos, sin = (None, None) if call.rope is None else (table.contiguous() for table in call.rope)
+    positions = None if call.positions is None else call.positions.contiguous()
+    heads = {name: _heads(getattr(call, name)) for name in ("query", "key", "value", "out")}
+    _cpu.attention(
+        **heads,
+        type=_DTYPES[call.query.dtype],
+        shape=(call.query.shape[1], call.key.shape[1], call.query.shape[2]),
+        scale=call.scale,
+        lengths=call.lengths,
+        row_counts=call.row_counts,
+        cos=0 if cos is None else cos.data_ptr(),
+        sin=0 if sin is None else sin.data_ptr(),
+        positions=0 if positions is None else positions.data_ptr(),
+        threads=torch.get_num_threads(),
+        isa=isa,
+    )
+
+
+def _heads(tensor: torch.Tensor) -> tuple[int, int, int]:
+    return tensor.data_ptr(), tensor.stride(0), tensor.stride(1)

@@ -1,0 +1,17 @@
+"""attention in plain torch: the specification. Runs on any device, a head of a sequence at a time."""
+
+import torch
+
+from unmask.kernels.attention.call import AttentionCall
+
+
+def attention(call: AttentionCall) -> None:
+    share = call.query.shape[1] // call.key.shape[1]
+    wide = torch.promote_types(call.query.dtype, torch.float32)
+    for span in call.spans():
+        out = call.out[span.queries].unflatten(0, (span.num_sequences, -1))
+        query, key, value = (x.to(wide) for x in call.rotated(span))
+        for sequence in range(span.num_sequences):
+            for head in range(query.shape[2]):
+                scores = query[sequence, :, head] @ key[sequence, :, head // share].T * call.scale
+                out[sequence, :, head] = (scores.softmax(dim=1) @ value[sequence, :, head // share]).to(out.dtype)

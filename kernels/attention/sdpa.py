@@ -1,0 +1,20 @@
+"""attention by torch's scaled_dot_product_attention: one call for every run of equally long sequences."""
+
+import torch
+import torch.nn.functional as F
+
+from unmask.kernels.attention.call import AttentionCall
+
+
+def refuses(call: AttentionCall) -> str | None:
+    if call.query.dtype is torch.float64:
+        return "needs float32, bfloat16 or float16, got float64"
+    return None
+
+
+def attention(call: AttentionCall) -> None:
+    grouped = call.query.shape[1] != call.key.shape[1]
+    for span in call.spans():
+        query, key, value = (x.transpose(1, 2) for x in call.rotated(span))
+        result = F.scaled_dot_product_attention(query, key, value, scale=call.scale, enable_gqa=grouped)
+        call.out[span.queries].unflatten(0, (span.num_sequences, -1)).copy_(result.transpose(1, 2))

@@ -1,0 +1,213 @@
+"""attention: its values against fp64, rotation, spans, invariance, agreement of implementations, error texts."""
+
+import math
+
+import pytest
+import torch
+
+from unmask.kernels import attention, dispatch
+from unmask.kernels.attention import cpu
+from unmask.kernels.attention.call import AttentionCall
+from unmask.kernels.dispatch import UnsupportedImplementation
+
+usable, reason = cpu.status()
+compiled = pytest.mark.skipif(not usable, reason=reason)
+each_implementation = pytest.mark.parametrize("impl", ["reference", "sdpa", pytest.param("cpu", marks=compiled)])
+each_isa = pytest.mark.parametrize("isa", cpu._cpu.isas() if usable else [pytest.param("", marks=compiled)])
+each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+# head counts of query and key, columns: as in MDLM and LLaDA, grouped, and nothing a tile likes
+SHAPES = [(3, 3, 64), (4, 2, 128), (2, 1, 24), (1, 1, 6)]
+LENGTHS, ROW_COUNTS = (5, 300, 1, 300, 257, 9), (5, 200, 1, 200, 3, 0)
+
+
+def inputs(heads, groups, dim, dtype=torch.float32, seed=0):
+    """query, key and value as views into one buffer of packed rows, positions of the queries, rotation tables."""
+    generator = torch.Generator().manual_seed(seed)
+    query = torch.randn(sum(ROW_COUNTS), heads, dim, generator=generator).to(dtype)
+    packed = torch.randn(sum(LENGTHS), 2 * groups, dim, generator=generator).to(dtype)
+    drawn = [
+        torch.randperm(n, generator=generator)[:rows].sort().values for n, rows in zip(LENGTHS, ROW_COUNTS, strict=True)
+    ]
+    angles = torch.arange(320)[:, None] * torch.rand(dim // 2, generator=generator)
+    return query, packed[:, :groups], packed[:, groups:], torch.cat(drawn), (angles.cos(), angles.sin())
+
+
+def exact(query, key, value, lengths, row_counts, positions=None, rope=None, scale=None):
+    """The definition, in fp64, a sequence at a time."""
+    results, row, token = [], 0, 0
+    for n, count in zip(lengths, row_counts, strict=True):
+        q, (k, v) = query[row : row + count].double(), (x[token : token + n].double() for x in (key, value))
+        if rope is not None:
+            at = torch.arange(count) if positions is None else positions[row : row + count]
+            q, k = turn(q, at, rope), turn(k, torch.arange(n), rope)
+        k, v = (x.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for x in (k, v))
+        scores = torch.einsum("qhd,khd->hqk", q, k) * (1 / math.sqrt(query.shape[2]) if scale is None else scale)
+        results.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), v))
+        row, token = row + count, token + n
+    return torch.cat(results)
+
+
+def turn(x, positions, rope):
+    """Each pair of columns (i, i + D / 2) as a complex number, times exp(i * angle)."""
+    first, second = x.chunk(2, dim=-1)
+    turned = torch.complex(first, second) * torch.complex(*(table[positions].double()[:, None] for table in rope))
+    return torch.cat((turned.real, turned.imag), dim=-1)
+
+
+def error(found, expected):
+    return ((found.double() - expected).norm() / expected.norm()).item()
+
+
+# What rounding costs: the result alone in bf16 is off by 1.5e-3; rotated rows and shares are rounded too.
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 6e-3}
+
+
+@each_implementation
+@each_dtype
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("rotated", [False, True])
+def test_values_against_fp64(impl, dtype, shape, rotated):
+    query, key, value, positions, rope = inputs(*shape, dtype)
+    options = {"positions": positions, "rope": rope} if rotated else {}
+    found = attention(query, key, value, lengths=LENGTHS, row_counts=ROW_COUNTS, impl=impl, **options)
+    expected = exact(query, key, value, LENGTHS, ROW_COUNTS, **options)
+    assert found.dtype == dtype and found.shape == query.shape
+    print(f"\n    {impl} {dtype}: error {error(found, expected):.1e}")
+    assert error(found, expected) < TOLERANCE[dtype]
+    wrong = exact(query, key, value, LENGTHS, ROW_COUNTS, scale=0.7 / math.sqrt(shape[2]), **options)
+    assert error(found, wrong) > 4 * TOLERANCE[torch.bfloat16]
+
+
+@each_isa
+@each_dtype
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_each_isa(isa, dtype, shape):
+    query, key, value, positions, rope = inputs(*shape, dtype)
+    out = torch.full_like(query, math.nan)
+    cpu.on_isa(isa, AttentionCall(query, key, value, LENGTHS, ROW_COUNTS, positions, rope, 0.2, out))
+    expected = exact(query, key, value, LENGTHS, ROW_COUNTS, positions, rope, 0.2)
+    assert error(out, expected) < TOLERANCE[dtype]
+
+
+@each_implementation
+def test_defaults_are_every_token_at_its_position(impl):
+    query, key, value, _, rope = inputs(2, 2, 16)
+    query = torch.randn(sum(LENGTHS), 2, 16, generator=torch.Generator().manual_seed(1))
+    found = attention(query, key, value, lengths=LENGTHS, rope=rope, impl=impl)
+    assert error(found, exact(query, key, value, LENGTHS, LENGTHS, rope=rope)) < 1e-6
+
+
+@each_implementation
+def test_output_buffers_and_strides(impl):
+    query, key, value, positions, rope = inputs(2, 2, 16)
+    options = {"lengths": LENGTHS, "row_counts": ROW_COUNTS, "positions": positions, "rope": rope, "impl": impl}
+    plain = attention(query, key.contiguous(), value.contiguous(), **options)
+    wide = torch.full((len(query), 3, 32), math.nan)
+    assert attention(query, key, value, out=wide[:, 1], **options) is not None
+    assert torch.equal(wide[:, 1].view_as(plain), plain)
+    assert wide[:, [0, 2]].isnan().all()
+
+
+@each_implementation
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_bad_number_stays_in_its_sequence(impl, bad):
+    query, key, value, _, _ = inputs(2, 2, 16)
+    key = key.clone()
+    key[6, 0, 3] = bad  # second sequence, first head
+    found = attention(query, key, value, lengths=LENGTHS, row_counts=ROW_COUNTS, impl=impl)
+    spoilt = torch.zeros(found.shape[:2], dtype=torch.bool)
+    spoilt[5:205, 0] = True
+    assert found[~spoilt].isfinite().all() and found[spoilt].isnan().any()
+
+
+@each_implementation
+def test_large_scores_and_single_keys(impl):
+    """One key dominates by far more than fp32's exponent holds; a sequence of one token returns its value."""
+    query, key, value = torch.full((3, 1, 8), 30.0), torch.zeros(5, 1, 8), torch.arange(40.0).view(5, 1, 8)
+    key[1], key[2] = 30.0, -30.0
+    found = attention(query, key, value, lengths=(4, 1), row_counts=(2, 1), scale=1.0, impl=impl)
+    torch.testing.assert_close(found, value[[1, 1, 4]])
+
+
+@compiled
+@each_isa
+@each_dtype
+def test_a_query_does_not_depend_on_its_company(isa, dtype):
+    """Bit for bit: alone, with other queries, in other sequences' company, on other numbers of threads."""
+    query, key, value, positions, rope = inputs(4, 2, 64, dtype)
+
+    def run(rows, tokens, lengths, row_counts):
+        out = torch.full_like(query[rows], math.nan)
+        call = AttentionCall(
+            query[rows], key[tokens], value[tokens], lengths, row_counts, positions[rows], rope, 0.1, out
+        )
+        cpu.on_isa(isa, call)
+        return out
+
+    everything = run(slice(None), slice(None), LENGTHS, ROW_COUNTS)
+    torch.set_num_threads(3)
+    assert torch.equal(run(slice(None), slice(None), LENGTHS, ROW_COUNTS), everything)
+    torch.set_num_threads(1)
+    second = slice(5, 305)
+    for rows in (slice(5, 205), slice(5, 6), slice(17, 19), slice(103, 205)):
+        assert torch.equal(run(rows, second, (300,), (rows.stop - rows.start,)), everything[rows])
+
+
+@each_implementation
+def test_nothing_to_do(impl):
+    query, key = torch.zeros(0, 2, 8), torch.zeros(7, 2, 8)
+    assert attention(query, key, key, lengths=(3, 4), row_counts=(0, 0), impl=impl).shape == (0, 2, 8)
+
+
+def good():
+    query, key, value, positions, rope = inputs(4, 2, 8)
+    options = {"lengths": LENGTHS, "row_counts": ROW_COUNTS, "positions": positions, "rope": rope}
+    return {"query": query, "key": key, "value": value} | options
+
+
+BAD = [
+    ({"query": [1.0]}, TypeError, r"query must be a tensor \[Q, H, D\], got list"),
+    ({"query": torch.zeros(409, 32)}, ValueError, r"query must be a dense tensor \[Q, H, D\], got shape \[409, 32\]"),
+    ({"query": torch.zeros(409, 3, 8)}, ValueError, r"query must have columns and a multiple of 2 heads"),
+    ({"key": torch.zeros(872, 2, 8).double()}, TypeError, "key must be float32, got float64"),
+    ({"value": torch.zeros(872, 2, 9)}, ValueError, r"value must be \[872, 2, 8\] .* got shape \[872, 2, 9\]"),
+    ({"value": torch.zeros(872, 8, 2).mT}, ValueError, "value must have contiguous columns, got strides"),
+    ({"lengths": (872,)}, ValueError, "row_counts must have one number per sequence, 1, got 6"),
+    ({"lengths": (5, 300)}, ValueError, "lengths must be integers.* sum to the 872 tokens of key"),
+    ({"row_counts": (409, 0, 0, 0, 0, 1)}, ValueError, "row_counts must be integers.* sum to the 409 rows of query"),
+    ({"row_counts": (410, 0, 0, 0, 0, -1)}, ValueError, "row_counts must be integers, not negative"),
+    ({"lengths": (0, 305, 1, 300, 257, 9)}, ValueError, "lengths must be positive .* got 0 for sequence 0"),
+    ({"positions": torch.zeros(3, dtype=torch.int64)}, ValueError, r"positions must be \[409\], one per query"),
+    ({"positions": torch.full((409,), 320)}, ValueError, r"positions must be in \[0, 320\), got 320"),
+    ({"rope": torch.zeros(2, 320, 4)}, TypeError, r"rope must be a pair \(cos, sin\), got Tensor"),
+    ({"rope": (torch.zeros(320, 4), torch.zeros(320, 5))}, ValueError, r"rope's sin must be \[P, 4\]"),
+    ({"rope": (torch.zeros(299, 4),) * 2}, ValueError, "rope must have a row for each position, 300, got 299"),
+    ({"out": torch.zeros(409, 4, 8).double()}, TypeError, "out must be float32 on cpu as query, got float64 on cpu"),
+    ({"out": torch.zeros(409, 31)}, ValueError, r"out must be \[409, 4, 8\] or \[409, 32\], got shape \[409, 31\]"),
+    ({"impl": "flash"}, ValueError, "impl of attention must be None or one of 'cpu', 'sdpa', 'reference', got 'flash'"),
+]
+
+
+@pytest.mark.parametrize(("change", "error", "message"), BAD)
+def test_bad_arguments_write_nothing(change, error, message):
+    out = torch.full((409, 4, 8), -7.0)
+    with pytest.raises(error, match=message):
+        attention(**{"out": out} | good() | change)
+    assert (out == -7).all()
+
+
+@compiled
+def test_what_cpu_refuses_others_serve():
+    arguments = {name: x.half() if name in ("query", "key", "value") else x for name, x in good().items()}
+    with pytest.raises(UnsupportedImplementation, match=r"got float16.*supported here: sdpa, ref"):
+        attention(**arguments, impl="cpu")
+    assert attention(**arguments).dtype == torch.float16
+    wide = {name: x.double() if name in ("query", "key", "value") else x for name, x in good().items()}
+    assert error(attention(**wide), exact(*wide.values())) < 1e-12
+
+
+def test_explain_lists_every_implementation_with_a_reason():
+    lines = {line.implementation: line for line in dispatch.explain() if line.operator == "attention"}
+    assert list(lines) == ["cpu", "sdpa", "reference"]
+    assert all(line.reason for line in lines.values())
+    assert [line.picked for line in lines.values()].count(True) == 1
