@@ -106,11 +106,19 @@ class Batch:
         """Runs in which only `rows` are queried."""
         return spans(self.lengths, self.row_counts)
 
+    @cached_property
+    def row_positions(self) -> Tensor:
+        """int64 [R]: where each of `rows` stands in its own sequence."""
+        return self.rows - self._first_rows()
+
     def shifted_rows(self) -> Tensor:
         """int64 [R]: the hidden row that predicts each of `rows` when a model's `shift` is set (see `DenoiserSpec`)."""
+        return torch.maximum(self.rows - 1, self._first_rows())
+
+    def _first_rows(self) -> Tensor:
+        """int64 [R]: the first position of the sequence that each of `rows` belongs to."""
         starts = torch.tensor([0, *accumulate(self.lengths)][:-1])
-        first = torch.repeat_interleave(starts, torch.tensor(self.row_counts))
-        return torch.maximum(self.rows - 1, first.to(self.rows.device))
+        return torch.repeat_interleave(starts, torch.tensor(self.row_counts)).to(self.rows.device)
 
 
 @dataclass(frozen=True, eq=False)

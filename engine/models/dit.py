@@ -28,6 +28,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from unmask.denoiser import Batch, Denoiser, DenoiserSpec, Flops, Head, Span
+from unmask.kernels import attention
 from unmask.workspace import Workspace
 
 EPS = 1e-5  # of every layer norm
@@ -146,9 +147,9 @@ class DiT(Denoiser):
     `dtype`, fp32 or bf16; the residual stream, layer norms and modulation are fp32 in both. A checkpoint with adaLN is
     folded unless `spec.time_conditioned`; then sigma = -log(1 - (1 - 1e-3) mask_rate), the published log-linear noise.
 
-    Activations live in the workspace. Outside it a call allocates only attention outputs (torch's SDPA makes its own:
-    one span of equally long sequences at a time, [tokens of the span, D]), layer-norm results of at most 4096 rows, and
-    vectors per sequence. On a CPU, oneDNN keeps scratch memory of its own for bf16 products.
+    Activations live in the workspace. Outside it a call allocates only layer-norm results of at most 4096 rows, vectors
+    per sequence, and where torch's SDPA serves attention its operands and results, a span of equally long sequences at
+    a time. On a CPU, oneDNN keeps scratch memory of its own for bf16 products.
     """
 
     def __init__(
@@ -211,7 +212,7 @@ class DiT(Denoiser):
         head = linear("output_layer.linear")
         self.head = Head(self.embedding if head.weight is None else head.weight, head.bias)
         tables = rope_tables(self.spec.hidden_size // self.spec.num_heads, self.spec.max_length)
-        self.cos, self.sin = (table.to(self.device, self.dtype) for table in tables)
+        self.rope = tuple(table.to(self.device) for table in tables)
 
     # Buffers whose dtype is that of the activations carry it in their name: two denoisers of one run may differ in it.
     def _name(self, name: str) -> str:
@@ -226,10 +227,6 @@ class DiT(Denoiser):
             "normed": max_tokens * d,
             "qkv": max_tokens * 3 * d,
             "mlp": min(max_tokens, ROWS) * m,
-            "cos": max_tokens * self.cos.shape[1],
-            "sin": max_tokens * self.cos.shape[1],
-            "row_cos": max_rows * self.cos.shape[1],
-            "row_sin": max_rows * self.cos.shape[1],
             "row_query": max_rows * d,
             "hidden": max_rows * d,
         }
@@ -275,10 +272,9 @@ class _Call:
 
     def hidden(self) -> Tensor:
         residual = self.embed()
-        rope = self.rope_of_tokens()
         for block in self.model.blocks[:-1]:
-            self.full_block(block, residual, rope)
-        return self.last_block(self.model.blocks[-1], residual, rope)
+            self.full_block(block, residual)
+        return self.last_block(self.model.blocks[-1], residual)
 
     def embed(self) -> Tensor:
         """The residual stream, float32 [T, D]."""
@@ -288,25 +284,16 @@ class _Call:
             return torch.index_select(embedding, 0, tokens, out=residual)
         return residual.copy_(torch.index_select(embedding, 0, tokens, out=self.view("normed", *residual.shape)))
 
-    def rope_of_tokens(self) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of every token's position in its own sequence, each [T, head_dim / 2]."""
-        model, shape = self.model, (len(self.batch.tokens), self.model.cos.shape[1])
-        return (
-            torch.cat([model.cos[:n] for n in self.batch.lengths], out=self.view("cos", *shape)),
-            torch.cat([model.sin[:n] for n in self.batch.lengths], out=self.view("sin", *shape)),
-        )
-
-    def full_block(self, block: Block, residual: Tensor, rope: tuple[Tensor, Tensor]) -> None:
+    def full_block(self, block: Block, residual: Tensor) -> None:
         num = len(residual)
         spans = self.batch.token_spans
         vectors = self.modulation(block.modulation, 6)
         normed = self.norm(residual, block.norm1, vectors[:2], spans, self.view("normed", num, self.dim))
         qkv = block.qkv(normed, out=self.view("qkv", num, 3 * self.dim)).view(num, 3, self.num_heads, -1)
-        rotate(qkv[:, :2], *rope, scratch=normed)
-        attend(qkv[:, 0], qkv[:, 1], qkv[:, 2], spans, out=normed)
+        attention(*qkv.unbind(1), lengths=self.batch.lengths, rope=self.model.rope, out=normed)
         self.finish(block, residual, normed, self.view("qkv", num, self.dim), vectors[2:], spans)
 
-    def last_block(self, block: Block, residual: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    def last_block(self, block: Block, residual: Tensor) -> Tensor:
         """Keys and values of all tokens; everything else, up to the final norm, at the rows only."""
         num, rows, num_rows, d = len(residual), self.batch.rows, len(self.batch.rows), self.dim
         vectors = self.modulation(block.modulation, 6)
@@ -314,22 +301,19 @@ class _Call:
         state = torch.index_select(normed, 0, rows, out=self.view("hidden", num_rows, d))
         query = torch.mm(state, block.qkv.weight[:d].t(), out=self.view("row_query", num_rows, d))
         kv = torch.mm(normed, block.qkv.weight[d:].t(), out=self.view("qkv", num, 2 * d))
-        kv = kv.view(num, 2, self.num_heads, -1)
-        heads = query.view(num_rows, 1, self.num_heads, -1)
-        rotate(heads, *self.rope_of_rows(rope), scratch=state)
-        rotate(kv[:, :1], *rope, scratch=normed)
-        attend(heads[:, 0], kv[:, 0], kv[:, 1], self.batch.row_spans, out=state)
+        attention(
+            query.view(num_rows, self.num_heads, -1),
+            *kv.view(num, 2, self.num_heads, -1).unbind(1),
+            lengths=self.batch.lengths,
+            row_counts=self.batch.row_counts,
+            positions=self.batch.row_positions,
+            rope=self.model.rope,
+            out=state,
+        )
         wide = torch.index_select(residual, 0, rows, out=self.workspace.view("row_residual", num_rows, d))
         self.finish(block, wide, state, query, vectors[2:], self.batch.row_spans)
         final = self.modulation(self.model.final_modulation, 2)
         return self.norm(wide, self.model.final_norm, final, self.batch.row_spans, state)
-
-    def rope_of_rows(self, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        shape = (len(self.batch.rows), self.model.cos.shape[1])
-        return (
-            torch.index_select(rope[0], 0, self.batch.rows, out=self.view("row_cos", *shape)),
-            torch.index_select(rope[1], 0, self.batch.rows, out=self.view("row_sin", *shape)),
-        )
 
     def finish(
         self, block: Block, residual: Tensor, attended: Tensor, scratch: Tensor, vectors: tuple, spans: list[Span]
@@ -385,27 +369,3 @@ def sequences_of(x: Tensor, spans: list[Span]) -> list[tuple[Span, Tensor]]:
         for span in spans
         if span.queries.start < span.queries.stop
     ]
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, scratch: Tensor) -> None:
-    """Rotary embedding in place, halves paired (rotate_half). x [N, parts, heads, head_dim]; cos, sin
-    [N, head_dim / 2]; scratch: at least x.numel() / 2 elements that may be overwritten."""
-    first, second = x.chunk(2, dim=-1)
-    cos, sin = cos[:, None, None], sin[:, None, None]
-    moved = torch.mul(second, sin, out=scratch.view(-1)[: first.numel()].view(first.shape))
-    second.mul_(cos).addcmul_(first, sin)
-    first.mul_(cos).sub_(moved)
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor, spans: list[Span], out: Tensor) -> None:
-    """Bidirectional attention inside each sequence. query [Q, heads, head_dim]; key, value [T, heads, head_dim];
-    out [Q, D]."""
-    for span in spans:
-        if span.queries.start < span.queries.stop:
-            n, heads, dim = span.num_sequences, *query.shape[1:]
-            q, k, v = (
-                x[rows].view(n, -1, heads, dim).transpose(1, 2)
-                for x, rows in ((query, span.queries), (key, span.keys), (value, span.keys))
-            )
-            result = F.scaled_dot_product_attention(q, k, v)
-            out[span.queries].view(n, -1, heads, dim).copy_(result.transpose(1, 2))
