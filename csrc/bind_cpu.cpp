@@ -4,6 +4,7 @@
 
 #include <string>
 
+#include "cpu/add_norm.h"
 #include "cpu/attention.h"
 #include "cpu/isa.h"
 #include "cpu/sample_head.h"
@@ -83,6 +84,47 @@ void sample_head(const py::tuple& hidden, const py::object& weight, uintptr_t ro
     run(call);
 }
 
+Matrix matrix_or_none(const char* name, const py::object& t) {
+    return t.is_none() ? Matrix{} : matrix(name, t.cast<py::tuple>());
+}
+
+void add_norm(const py::tuple& residual, const py::object& delta, const py::tuple& out, uintptr_t weight, uintptr_t bias,
+              const py::object& gate, const py::object& shift, const py::object& scale,
+              const std::vector<int64_t>& row_counts, float eps, int threads, const std::string& isa) {
+    AddNormCall call{};
+    call.residual = matrix("residual", residual);
+    call.delta = matrix_or_none("delta", delta);
+    call.out = matrix("out", out);
+    require(call.residual.type == Type::f32, "residual must be float32");
+    for (const Matrix* one : {&call.delta, &call.out})
+        require(!one->data || (one->rows == call.residual.rows && one->cols == call.residual.cols),
+                "delta and out must have the shape of residual");
+    call.gate = matrix_or_none("gate", gate);
+    call.shift = matrix_or_none("shift", shift);
+    call.scale = matrix_or_none("scale", scale);
+    call.num_sequences = static_cast<int64_t>(row_counts.size());
+    int64_t rows = 0;
+    for (int64_t n : row_counts) {
+        require(n >= 0, "row_counts must not be negative");
+        rows += n;
+    }
+    require(rows == call.residual.rows, "row_counts must sum to the rows of residual");
+    for (const Matrix* one : {&call.gate, &call.shift, &call.scale})
+        require(!one->data || (one->rows == call.num_sequences && one->cols == call.residual.cols && one->type == Type::f32),
+                "gate, shift and scale must be float32, one row per sequence");
+    require(weight, "weight must have an address");
+    require(threads > 0, "threads must be positive");
+    call.weight = pointer<const float>(weight);
+    call.bias = pointer<const float>(bias);
+    call.row_counts = row_counts.data();
+    call.eps = eps;
+    call.threads = threads;
+    if (rows == 0) return;
+    const auto run = kernels_of(isa).add_norm;
+    py::gil_scoped_release release;
+    run(call);
+}
+
 // (address, token stride, head stride)
 Heads heads(const char* name, const std::tuple<uintptr_t, int64_t, int64_t>& t) {
     require(std::get<0>(t), name + std::string(" must have an address"));
@@ -144,6 +186,9 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("sample_head", &sample_head, py::kw_only(), py::arg("hidden"), py::arg("weight"), py::arg("rows"),
           py::arg("num_rows"), py::arg("offset"), py::arg("keys"), py::arg("seed"), py::arg("temperature"), py::arg("threads"), py::arg("tokens"),
           py::arg("logprob"), py::arg("lse"), py::arg("isa") = "");
+    m.def("add_norm", &add_norm, py::kw_only(), py::arg("residual"), py::arg("delta"), py::arg("out"), py::arg("weight"),
+          py::arg("bias"), py::arg("gate"), py::arg("shift"), py::arg("scale"), py::arg("row_counts"), py::arg("eps"),
+          py::arg("threads"), py::arg("isa") = "");
     m.def("attention", &attention, py::kw_only(), py::arg("query"), py::arg("key"), py::arg("value"), py::arg("out"),
           py::arg("type"), py::arg("shape"), py::arg("scale"), py::arg("lengths"), py::arg("row_counts"), py::arg("cos"),
           py::arg("sin"), py::arg("positions"), py::arg("threads"), py::arg("isa") = "");

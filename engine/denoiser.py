@@ -102,11 +102,6 @@ class Batch:
         return spans(self.lengths, self.lengths)
 
     @cached_property
-    def row_spans(self) -> list[Span]:
-        """Runs in which only `rows` are queried."""
-        return spans(self.lengths, self.row_counts)
-
-    @cached_property
     def row_positions(self) -> Tensor:
         """int64 [R]: where each of `rows` stands in its own sequence."""
         return self.rows - self._first_rows()

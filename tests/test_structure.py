@@ -105,7 +105,7 @@ def test_public_names():
         "kernels",
         "load",
     ]
-    assert unmask.kernels.__all__ == ["HeadSample", "NonFiniteLogits", "attention", "sample_head"]
+    assert unmask.kernels.__all__ == ["HeadSample", "NonFiniteLogits", "add_norm", "attention", "sample_head"]
     for module in (unmask, unmask.kernels):
         assert all(hasattr(module, name) for name in module.__all__)
 

@@ -5,8 +5,9 @@ namespace unmask {
 
 #define UNMASK_DECLARE(isa)                   \
     void sample_head_##isa(const HeadCall&);  \
-    void attention_##isa(const AttentionCall&);
-#define UNMASK_KERNELS(isa, supported) {#isa, supported, sample_head_##isa, attention_##isa}
+    void attention_##isa(const AttentionCall&); \
+    void add_norm_##isa(const AddNormCall&);
+#define UNMASK_KERNELS(isa, supported) {#isa, supported, sample_head_##isa, attention_##isa, add_norm_##isa}
 
 UNMASK_DECLARE(portable)
 #if defined(__x86_64__)

@@ -3,6 +3,7 @@
 
 namespace unmask {
 
+struct AddNormCall;
 struct AttentionCall;
 struct HeadCall;
 
@@ -11,6 +12,7 @@ struct Kernels {
     bool supported;  // by this processor
     void (*sample_head)(const HeadCall&);
     void (*attention)(const AttentionCall&);
+    void (*add_norm)(const AddNormCall&);
 };
 
 // Fastest first; ends with a row whose isa is null.

@@ -27,8 +27,8 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from unmask.denoiser import Batch, Denoiser, DenoiserSpec, Flops, Head, Span
-from unmask.kernels import attention
+from unmask.denoiser import Batch, Denoiser, DenoiserSpec, Flops, Head
+from unmask.kernels import add_norm, attention
 from unmask.workspace import Workspace
 
 EPS = 1e-5  # of every layer norm
@@ -61,6 +61,25 @@ class Block(NamedTuple):
     up: Linear
     down: Linear
     modulation: Linear | None
+
+
+class Vectors(NamedTuple):
+    """What adaLN gives a block, [B, D] each; None without time conditioning. A final norm has the first two."""
+
+    shift1: Tensor | None = None
+    scale1: Tensor | None = None
+    gate1: Tensor | None = None
+    shift2: Tensor | None = None
+    scale2: Tensor | None = None
+    gate2: Tensor | None = None
+
+    @property
+    def first(self) -> dict[str, Tensor | None]:
+        return {"shift": self.shift1, "scale": self.scale1}
+
+    @property
+    def second(self) -> dict[str, Tensor | None]:
+        return {"shift": self.shift2, "scale": self.scale2}
 
 
 class Shape(NamedTuple):
@@ -147,9 +166,9 @@ class DiT(Denoiser):
     `dtype`, fp32 or bf16; the residual stream, layer norms and modulation are fp32 in both. A checkpoint with adaLN is
     folded unless `spec.time_conditioned`; then sigma = -log(1 - (1 - 1e-3) mask_rate), the published log-linear noise.
 
-    Activations live in the workspace. Outside it a call allocates only layer-norm results of at most 4096 rows, vectors
-    per sequence, and where torch's SDPA serves attention its operands and results, a span of equally long sequences at
-    a time. On a CPU, oneDNN keeps scratch memory of its own for bf16 products.
+    Activations live in the workspace. Outside it a call allocates only vectors per sequence, and where plain torch or
+    its SDPA serve `add_norm` and `attention`, temporaries of at most 4096 rows and of a span of equally long sequences.
+    On a CPU, oneDNN keeps scratch memory of its own for bf16 products.
     """
 
     def __init__(
@@ -232,10 +251,8 @@ class DiT(Denoiser):
         }
         wanted = {self._name(name): (numel, self.dtype) for name, numel in activations.items()}
         wide = {"residual": max_tokens * d, "row_residual": max_rows * d}
-        if self.dtype is not torch.float32:
-            wide["wide"] = max_tokens * d
         if self.spec.time_conditioned:
-            wide["modulation"] = max_batch * 6 * d
+            wide |= {"modulation0": max_batch * 6 * d, "modulation1": max_batch * 6 * d}
         return wanted | {name: (numel, torch.float32) for name, numel in wide.items()}
 
     @torch.no_grad()
@@ -271,10 +288,11 @@ class _Call:
         return self.model._view(self.workspace, name, *shape)
 
     def hidden(self) -> Tensor:
-        residual = self.embed()
-        for block in self.model.blocks[:-1]:
-            self.full_block(block, residual)
-        return self.last_block(self.model.blocks[-1], residual)
+        residual, delta, gate = self.embed(), None, None
+        for index, block in enumerate(self.model.blocks[:-1]):
+            vectors = self.modulation(block.modulation, 6, index)
+            delta, gate = self.full_block(block, vectors, residual, delta, gate)
+        return self.last_block(self.model.blocks[-1], residual, delta, gate)
 
     def embed(self) -> Tensor:
         """The residual stream, float32 [T, D]."""
@@ -284,88 +302,68 @@ class _Call:
             return torch.index_select(embedding, 0, tokens, out=residual)
         return residual.copy_(torch.index_select(embedding, 0, tokens, out=self.view("normed", *residual.shape)))
 
-    def full_block(self, block: Block, residual: Tensor) -> None:
-        num = len(residual)
-        spans = self.batch.token_spans
-        vectors = self.modulation(block.modulation, 6)
-        normed = self.norm(residual, block.norm1, vectors[:2], spans, self.view("normed", num, self.dim))
+    def full_block(
+        self, block: Block, vectors: Vectors, residual: Tensor, delta: Tensor | None, gate: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Adds gate * delta of the block before to the residual; returns its own two, which are yet to be added."""
+        num, lengths = len(residual), self.batch.lengths
+        out = self.view("normed", num, self.dim)
+        normed = add_norm(residual, delta, *block.norm1, gate=gate, **vectors.first, **self.of(lengths), out=out)
         qkv = block.qkv(normed, out=self.view("qkv", num, 3 * self.dim)).view(num, 3, self.num_heads, -1)
-        attention(*qkv.unbind(1), lengths=self.batch.lengths, rope=self.model.rope, out=normed)
-        self.finish(block, residual, normed, self.view("qkv", num, self.dim), vectors[2:], spans)
+        attention(*qkv.unbind(1), lengths=lengths, rope=self.model.rope, out=normed)
+        return self.finish(block, vectors, residual, normed, self.view("qkv", num, self.dim), lengths)
 
-    def last_block(self, block: Block, residual: Tensor) -> Tensor:
+    def last_block(self, block: Block, residual: Tensor, delta: Tensor | None, gate: Tensor | None) -> Tensor:
         """Keys and values of all tokens; everything else, up to the final norm, at the rows only."""
         num, rows, num_rows, d = len(residual), self.batch.rows, len(self.batch.rows), self.dim
-        vectors = self.modulation(block.modulation, 6)
-        normed = self.norm(residual, block.norm1, vectors[:2], self.batch.token_spans, self.view("normed", num, d))
+        lengths, row_counts = self.batch.lengths, self.batch.row_counts
+        vectors = self.modulation(block.modulation, 6, self.model.spec.num_blocks - 1)
+        out = self.view("normed", num, d)
+        normed = add_norm(residual, delta, *block.norm1, gate=gate, **vectors.first, **self.of(lengths), out=out)
         state = torch.index_select(normed, 0, rows, out=self.view("hidden", num_rows, d))
         query = torch.mm(state, block.qkv.weight[:d].t(), out=self.view("row_query", num_rows, d))
         kv = torch.mm(normed, block.qkv.weight[d:].t(), out=self.view("qkv", num, 2 * d))
         attention(
             query.view(num_rows, self.num_heads, -1),
             *kv.view(num, 2, self.num_heads, -1).unbind(1),
-            lengths=self.batch.lengths,
-            row_counts=self.batch.row_counts,
+            lengths=lengths,
+            row_counts=row_counts,
             positions=self.batch.row_positions,
             rope=self.model.rope,
             out=state,
         )
         wide = torch.index_select(residual, 0, rows, out=self.workspace.view("row_residual", num_rows, d))
-        self.finish(block, wide, state, query, vectors[2:], self.batch.row_spans)
-        final = self.modulation(self.model.final_modulation, 2)
-        return self.norm(wide, self.model.final_norm, final, self.batch.row_spans, state)
+        delta, gate = self.finish(block, vectors, wide, state, query, row_counts)
+        final = self.modulation(self.model.final_modulation, 2, self.model.spec.num_blocks)
+        return add_norm(wide, delta, *self.model.final_norm, gate=gate, **final.first, **self.of(row_counts), out=state)
 
     def finish(
-        self, block: Block, residual: Tensor, attended: Tensor, scratch: Tensor, vectors: tuple, spans: list[Span]
-    ) -> None:
-        """What follows attention, for any set of rows; `attended` and `scratch` are overwritten."""
-        gate1, shift, scale, gate2 = vectors or (None,) * 4
-        self.add(residual, block.out(attended, out=scratch), gate1, spans)
-        normed = self.norm(residual, block.norm2, (shift, scale) if vectors else (), spans, attended)
+        self,
+        block: Block,
+        vectors: Vectors,
+        residual: Tensor,
+        attended: Tensor,
+        scratch: Tensor,
+        counts: tuple[int, ...],
+    ) -> tuple[Tensor, Tensor | None]:
+        """What follows attention, for any set of rows: the MLP's delta and its gate, yet to be added to the residual.
+        `attended` becomes the delta, `scratch` is overwritten."""
+        delta = block.out(attended, out=scratch)
+        options = {"gate": vectors.gate1, **vectors.second, **self.of(counts)}
+        normed = add_norm(residual, delta, *block.norm2, **options, out=attended)
         for rows in normed.split(ROWS):
             wide = block.up(rows, out=self.view("mlp", len(rows), self.model.spec.intermediate_size))
             block.down(torch.ops.aten.gelu_(wide, approximate="tanh"), out=rows)
-        self.add(residual, normed, gate2, spans)
+        return normed, vectors.gate2
 
-    def modulation(self, linear: Linear | None, num: int) -> tuple[Tensor, ...]:
-        """`num` vectors [B, D] per sequence; none in a network without time conditioning."""
+    def of(self, row_counts: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        """Whose rows are whose, where modulation asks for it."""
+        return {} if self.c is None else {"row_counts": row_counts}
+
+    def modulation(self, linear: Linear | None, num: int, index: int) -> Vectors:
+        """`num` vectors [B, D] per sequence; none in a network without time conditioning. Calls of even and odd index
+        write to different buffers: a block's last gate is used by the next."""
         if linear is None:
-            return ()
-        buffer = self.workspace.view("modulation", len(self.c), num * self.dim)
-        return linear(self.c, out=buffer).chunk(num, dim=1)
-
-    def wide(self, like: Tensor) -> Tensor:
-        """fp32 scratch for `like`: `like` itself when it is fp32."""
-        return like if like.dtype is torch.float32 else self.workspace.view("wide", *like.shape)
-
-    def norm(self, x: Tensor, norm: Norm, modulation: tuple, spans: list[Span], out: Tensor) -> Tensor:
-        """out = layer_norm(x) * (1 + scale) + shift, rounded once. torch's out variant of layer norm allocates its
-        result all the same, and arithmetic on buffers is eight times slower: so at most `ROWS` rows at a time."""
-        wide = self.wide(out)
-        for rows, result in zip(x.split(ROWS), wide.split(ROWS), strict=True):
-            result.copy_(F.layer_norm(rows, (self.dim,), norm.weight, norm.bias, EPS))
-        if modulation:
-            shift, scale = modulation
-            for span, part in sequences_of(wide, spans):
-                part.mul_(1 + scale[span.sequences, None]).add_(shift[span.sequences, None])
-        return out if wide is out else out.copy_(wide)
-
-    def add(self, residual: Tensor, x: Tensor, gate: Tensor | None, spans: list[Span]) -> None:
-        """residual += gate * x."""
-        wide = self.wide(x)
-        if wide is not x:  # a sum of two dtypes would allocate
-            wide.copy_(x)
-        if gate is None:
-            residual.add_(wide)
-            return
-        for (span, part), (_, more) in zip(sequences_of(residual, spans), sequences_of(wide, spans), strict=True):
-            part.addcmul_(more, gate[span.sequences, None])
-
-
-def sequences_of(x: Tensor, spans: list[Span]) -> list[tuple[Span, Tensor]]:
-    """Views [sequences, queries, D] of x [total queries, D], one for each span that has queries."""
-    return [
-        (span, x[span.queries].view(span.num_sequences, -1, x.shape[1]))
-        for span in spans
-        if span.queries.start < span.queries.stop
-    ]
+            return Vectors()
+        buffer = self.workspace.view(f"modulation{index % 2}", len(self.c), num * self.dim)
+        return Vectors(*linear(self.c, out=buffer).chunk(num, dim=1))

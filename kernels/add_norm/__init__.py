@@ -1,0 +1,95 @@
+"""add_norm: what lies between two products of a transformer, in one pass over memory. Meaning, checks, dispatch."""
+
+import torch
+from torch import Tensor
+
+from unmask.kernels import checks
+from unmask.kernels.add_norm import cpu, reference
+from unmask.kernels.add_norm.call import AddNormCall
+from unmask.kernels.dispatch import Implementation, Operator
+
+OPERATOR = Operator(
+    "add_norm",
+    (
+        Implementation("cpu", cpu.add_norm, cpu.status, cpu.refuses),
+        Implementation("reference", reference.add_norm, lambda: (True, "plain torch, any device")),
+    ),
+)
+_NARROW = torch.float32, torch.bfloat16, torch.float16
+
+
+@torch.no_grad()
+def add_norm(
+    residual: Tensor,
+    delta: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    gate: Tensor | None = None,
+    shift: Tensor | None = None,
+    scale: Tensor | None = None,
+    row_counts: tuple[int, ...] | None = None,
+    eps: float = 1e-5,
+    out: Tensor,
+    impl: str | None = None,
+) -> Tensor:
+    """residual += gate * delta, then out = (layer_norm(residual) * weight + bias) * (1 + scale) + shift; returns out.
+
+    residual            fp32 [T, D], D contiguous, updated in place
+    delta               [T, D] fp32, bf16 or fp16, D contiguous; None: nothing is added
+    weight, bias        fp32 [D] of the layer norm; bias may be None
+    gate, shift, scale  fp32 [B, D], D contiguous, by sequence, or None: 1, 0, 0
+    row_counts          rows of each of the B sequences, back to back; given exactly when one of those three is
+    eps                 added to the variance
+    out                 [T, D] fp32, bf16 or fp16, D contiguous; it may be delta itself
+    impl                "cpu", "reference", or None for the fastest that serves these arguments
+
+    All arithmetic is fp32, the result is rounded once. TypeError or ValueError names a bad argument; nothing is written
+    then.
+    """
+    checks.check_tensor("residual", residual, ("T", "D"), (torch.float32,))
+    for name, x in (("delta", delta), ("out", out)):
+        if x is not None or name == "out":
+            checks.check_tensor(name, x, ("T", "D"), _NARROW, residual.device)
+            if x.shape != residual.shape:
+                raise ValueError(f"{name} must be {list(residual.shape)} as residual, got shape {list(x.shape)}")
+    dim = residual.shape[1]
+    for name, x in (("weight", weight), ("bias", bias)):
+        if x is not None or name == "weight":
+            checks.check_tensor(name, x, ("D",), (torch.float32,), residual.device)
+            if len(x) != dim:
+                raise ValueError(f"{name} must be [{dim}], one number per column, got shape {list(x.shape)}")
+    vectors = {"gate": gate, "shift": shift, "scale": scale}
+    row_counts = _check_vectors(vectors, row_counts, residual)
+    if gate is not None and delta is None:
+        raise ValueError("gate must be None when delta is None, got a tensor")
+    rows = {"residual": residual, "delta": delta, "out": out, **vectors}
+    for name, x in rows.items():
+        if x is not None and x.shape[1] > 1 and x.stride(1) != 1:
+            raise ValueError(f"{name} must have contiguous columns, got strides {x.stride()}")
+    call = AddNormCall(residual, delta, weight, bias, gate, shift, scale, row_counts, eps, out)
+    run = OPERATOR.pick(impl, call).run
+    if residual.numel():
+        run(call)
+    return out
+
+
+def _check_vectors(
+    vectors: dict[str, Tensor | None], row_counts: tuple[int, ...] | None, residual: Tensor
+) -> tuple[int, ...] | None:
+    given = {name: x for name, x in vectors.items() if x is not None}
+    if not given:
+        if row_counts is not None:
+            raise ValueError(f"row_counts must be None without gate, shift and scale, got {row_counts}")
+        return None
+    if row_counts is None:
+        raise ValueError(f"row_counts must be given with {' and '.join(given)}, got None")
+    row_counts = tuple(row_counts)
+    if any(not isinstance(n, int) or n < 0 for n in row_counts) or sum(row_counts) != len(residual):
+        right = f"integers, not negative, that sum to the {len(residual)} rows of residual"
+        raise ValueError(f"row_counts must be {right}, got {row_counts}")
+    for name, x in given.items():
+        checks.check_tensor(name, x, ("B", "D"), (torch.float32,), residual.device)
+        if x.shape != (len(row_counts), residual.shape[1]):
+            raise ValueError(f"{name} must be [{len(row_counts)}, {residual.shape[1]}], got shape {list(x.shape)}")
+    return row_counts

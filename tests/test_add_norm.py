@@ -1,0 +1,158 @@
+"""add_norm: its values against fp64, its buffers, invariance, agreement of implementations, error texts."""
+
+import math
+
+import pytest
+import torch
+
+from unmask.kernels import add_norm, dispatch
+from unmask.kernels.add_norm import cpu
+from unmask.kernels.add_norm.call import AddNormCall
+from unmask.kernels.dispatch import UnsupportedImplementation
+
+usable, reason = cpu.status()
+compiled = pytest.mark.skipif(not usable, reason=reason)
+each_implementation = pytest.mark.parametrize("impl", ["reference", pytest.param("cpu", marks=compiled)])
+each_isa = pytest.mark.parametrize("isa", cpu._cpu.isas() if usable else [pytest.param("", marks=compiled)])
+NARROW = torch.float32, torch.bfloat16
+ROW_COUNTS = (5, 0, 30, 1)
+EPS = 1e-3  # large enough that leaving it out would show
+
+
+def inputs(dim=70, dtype=torch.float32, out_dtype=None, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    rows = sum(ROW_COUNTS)
+    residual, delta = (3 + 2 * torch.randn(rows, dim, generator=generator) for _ in range(2))
+    weight, bias = (torch.randn(dim, generator=generator) for _ in range(2))
+    vectors = {name: torch.randn(len(ROW_COUNTS), dim, generator=generator) for name in ("gate", "shift", "scale")}
+    out = torch.full((rows, dim), math.nan, dtype=out_dtype or dtype)
+    return {"residual": residual, "delta": delta.to(dtype), "weight": weight, "bias": bias, "out": out}, vectors
+
+
+def exact(residual, delta, weight, bias, out, gate=None, shift=None, scale=None, row_counts=None):
+    """The new residual and the result in fp64."""
+    owner = torch.arange(len(row_counts or ())).repeat_interleave(torch.tensor(row_counts or (), dtype=torch.int64))
+    gate, shift, scale = (None if x is None else x.double()[owner] for x in (gate, shift, scale))
+    total = residual.double() + (0 if delta is None else delta.double() * (1 if gate is None else gate))
+    normed = (total - total.mean(1, keepdim=True)) / (total.var(1, correction=0, keepdim=True) + EPS).sqrt()
+    normed = normed * weight.double() + (0 if bias is None else bias.double())
+    return total, normed * (1 if scale is None else 1 + scale) + (0 if shift is None else shift)
+
+
+CASES = {
+    "plain": {"delta": None},
+    "added": {},
+    "without a bias": {"bias": None},
+    "gated": {"vectors": ("gate",)},
+    "shifted": {"vectors": ("shift",), "delta": None},
+    "modulated": {"vectors": ("gate", "shift", "scale")},
+}
+
+
+def case(name, **options):
+    arguments, vectors = inputs(**options)
+    change = dict(CASES[name])
+    chosen = {key: vectors[key] for key in change.pop("vectors", ())}
+    return arguments | change | chosen | ({"row_counts": ROW_COUNTS} if chosen else {})
+
+
+@each_implementation
+@pytest.mark.parametrize("dtypes", [(a, b) for a in NARROW for b in NARROW], ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_values_against_fp64(impl, dtypes, name):
+    arguments = case(name, dtype=dtypes[0], out_dtype=dtypes[1])
+    total, expected = exact(**arguments)
+    assert add_norm(**arguments, eps=EPS, impl=impl) is arguments["out"]
+    torch.testing.assert_close(arguments["residual"].double(), total, rtol=1e-6, atol=1e-6)
+    rounding = 2**-8 if dtypes[1] is torch.bfloat16 else 1e-5
+    torch.testing.assert_close(arguments["out"].double(), expected, rtol=rounding, atol=rounding)
+
+
+@each_isa
+@pytest.mark.parametrize("dim", [1, 15, 16, 64, 300, 768])
+def test_each_isa_and_width(isa, dim):
+    arguments = case("modulated", dim=dim)
+    total, expected = exact(**arguments)
+    cpu.on_isa(isa, AddNormCall(**arguments, eps=EPS))
+    torch.testing.assert_close(arguments["residual"].double(), total, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(arguments["out"].double(), expected, rtol=1e-5, atol=2e-5)
+
+
+@each_implementation
+@pytest.mark.parametrize("dtype", NARROW)
+def test_the_result_may_take_the_place_of_delta(impl, dtype):
+    apart, together = case("modulated", dtype=dtype), case("modulated", dtype=dtype)
+    together["out"] = together["delta"]
+    assert torch.equal(add_norm(**together, impl=impl), add_norm(**apart, impl=impl))
+
+
+@each_implementation
+def test_strided_rows(impl):
+    arguments = case("modulated")
+    wide = {name: torch.full((36, 3, 70), math.nan) for name in ("residual", "delta", "out")}
+    for name, x in wide.items():
+        x[:, 1] = arguments[name]
+    add_norm(**arguments | {name: x[:, 1] for name, x in wide.items()}, impl=impl)
+    assert torch.equal(wide["out"][:, 1], add_norm(**arguments, impl=impl))
+    assert torch.equal(wide["residual"][:, 1], arguments["residual"])
+    assert all(x[:, [0, 2]].isnan().all() for x in wide.values())
+
+
+@compiled
+@each_isa
+def test_a_row_does_not_depend_on_its_company(isa):
+    together, again = case("added", dim=333), case("added", dim=333)
+    torch.set_num_threads(3)
+    cpu.on_isa(isa, AddNormCall(**together, gate=None, shift=None, scale=None, row_counts=None, eps=EPS))
+    torch.set_num_threads(1)
+    for row in range(36):
+        alone = {name: x if x.ndim == 1 else x[row : row + 1] for name, x in again.items()}
+        cpu.on_isa(isa, AddNormCall(**alone, gate=None, shift=None, scale=None, row_counts=None, eps=EPS))
+    assert torch.equal(again["out"], together["out"]) and torch.equal(again["residual"], together["residual"])
+
+
+@each_implementation
+def test_no_rows(impl):
+    out = torch.empty(0, 8)
+    assert add_norm(torch.empty(0, 8), None, torch.ones(8), out=out, impl=impl) is out
+
+
+BAD = [
+    ({"residual": torch.zeros(36, 70).double()}, TypeError, "residual must be float32, got float64"),
+    ({"delta": torch.zeros(36, 69)}, ValueError, r"delta must be \[36, 70\] as residual, got shape \[36, 69\]"),
+    ({"delta": torch.zeros(36, 70).long()}, TypeError, "delta must be float32 or bfloat16 or float16, got int64"),
+    ({"delta": None}, ValueError, "gate must be None when delta is None"),
+    ({"weight": torch.ones(69)}, ValueError, r"weight must be \[70\], one number per column, got shape \[69\]"),
+    ({"bias": torch.ones(70).bfloat16()}, TypeError, "bias must be float32, got bfloat16"),
+    ({"row_counts": None}, ValueError, "row_counts must be given with gate and shift and scale, got None"),
+    ({"row_counts": (5, 30)}, ValueError, "row_counts must be integers.* sum to the 36 rows of residual, got"),
+    ({"row_counts": (40, 0, -5, 1)}, ValueError, "row_counts must be integers, not negative"),
+    ({"row_counts": (6, 30)}, ValueError, r"gate must be \[2, 70\], got shape \[4, 70\]"),
+    ({"gate": None, "shift": None, "scale": None}, ValueError, "row_counts must be None without gate, shift and scale"),
+    ({"out": torch.zeros(70, 36).T}, ValueError, r"out must have contiguous columns, got strides \(1, 36\)"),
+    ({"impl": "fused"}, ValueError, "impl of add_norm must be None or one of 'cpu', 'reference', got 'fused'"),
+]
+
+
+@pytest.mark.parametrize(("change", "error", "message"), BAD)
+def test_bad_arguments_write_nothing(change, error, message):
+    arguments = case("modulated")
+    before = arguments["residual"].clone()
+    with pytest.raises(error, match=message):
+        add_norm(**arguments | change)
+    assert torch.equal(arguments["residual"], before) and arguments["out"].isnan().all()
+
+
+@compiled
+def test_what_cpu_refuses_reference_serves():
+    arguments = case("added", dtype=torch.float16)
+    with pytest.raises(UnsupportedImplementation, match=r"needs delta in float32 or bfloat16, got float16.*here: ref"):
+        add_norm(**arguments, impl="cpu")
+    assert add_norm(**arguments).isfinite().all()
+
+
+def test_explain_lists_every_implementation_with_a_reason():
+    lines = {line.implementation: line for line in dispatch.explain() if line.operator == "add_norm"}
+    assert list(lines) == ["cpu", "reference"]
+    assert all(line.reason for line in lines.values())
+    assert [name for name, line in lines.items() if line.picked] == ["cpu" if usable else "reference"]
