@@ -5,11 +5,11 @@ from dataclasses import replace
 import published_forward as published
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from unmask.denoiser import Batch, DenoiserSpec
 from unmask.models import dit
 from unmask.models.dit import DiT, Shape, tensor_shapes
+from unmask.models.linear import Linear
 from unmask.workspace import Workspace
 
 VOCAB, DIM, BLOCKS, HEADS, MLP, COND, LENGTH = 101, 64, 3, 2, 160, 24, 64
@@ -182,17 +182,22 @@ def test_flops_count_the_products_really_done(family, monkeypatch):
     length, num_rows = 40, 7
     attended, attend = [], dit.attention
 
-    def count(query, key, value, **options):
+    def count_attention(query, key, value, **options):
         attended.append(2 * query.numel() * len(key) + 2 * len(query) * value.numel())
         return attend(query, key, value, **options)
 
-    monkeypatch.setattr(dit, "attention", count)
-    with FlopCounterMode(display=False) as counter:
-        hidden = run(model, make_batch((length,), rows=[range(num_rows)]))
-        linear = sum(counter.get_flop_counts()["Global"][op] for op in (torch.ops.aten.mm, torch.ops.aten.addmm))
-        torch.mm(hidden, model.head.weight.t())
+    monkeypatch.setattr(dit, "attention", count_attention)
+    linear, product = [], Linear._product
+
+    def count_product(self, x, out, gelu):
+        linear.append(2 * len(x) * self.weight.numel())
+        return product(self, x, out, gelu)
+
+    monkeypatch.setattr(Linear, "_product", count_product)
+    condition = [model.sigma_map[f"sigma_map.mlp.{i}.weight"].numel() * 2 for i in (0, 2) if model.sigma_map]
+    run(model, make_batch((length,), rows=[range(num_rows)]))
     flops = model.flops(length, num_rows)
-    assert flops.blocks == linear
+    assert flops.blocks == sum(linear) + sum(condition)
     assert flops.attention == sum(attended)
     assert flops.head == 2 * num_rows * DIM * VOCAB
 

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from unmask.denoiser import Batch, Denoiser, DenoiserSpec, Flops, Head
 from unmask.kernels import add_norm, attention
+from unmask.models.linear import Linear
 from unmask.workspace import Workspace
 
 EPS = 1e-5  # of every layer norm
@@ -36,16 +37,6 @@ NOISE_EPS = 1e-3  # of the published LogLinearNoise (noise_lib.py of SEDD, noise
 FREQUENCIES = 256  # features of the sinusoidal embedding of sigma
 ROWS = 4096  # rows of the widest activations that exist at once
 DTYPES = (torch.float32, torch.bfloat16)
-
-
-class Linear(NamedTuple):
-    weight: Tensor
-    bias: Tensor | None = None
-
-    def __call__(self, x: Tensor, out: Tensor) -> Tensor:
-        if self.bias is None:
-            return torch.mm(x, self.weight.t(), out=out)
-        return torch.addmm(self.bias, x, self.weight.t(), out=out)
 
 
 class Norm(NamedTuple):
@@ -168,7 +159,7 @@ class DiT(Denoiser):
 
     Activations live in the workspace. Outside it a call allocates only vectors per sequence, and where plain torch or
     its SDPA serve `add_norm` and `attention`, temporaries of at most 4096 rows and of a span of equally long sequences.
-    On a CPU, oneDNN keeps scratch memory of its own for bf16 products.
+    On a CPU, oneDNN makes each product in memory of its own before it is copied.
     """
 
     def __init__(
@@ -321,8 +312,8 @@ class _Call:
         out = self.view("normed", num, d)
         normed = add_norm(residual, delta, *block.norm1, gate=gate, **vectors.first, **self.of(lengths), out=out)
         state = torch.index_select(normed, 0, rows, out=self.view("hidden", num_rows, d))
-        query = torch.mm(state, block.qkv.weight[:d].t(), out=self.view("row_query", num_rows, d))
-        kv = torch.mm(normed, block.qkv.weight[d:].t(), out=self.view("qkv", num, 2 * d))
+        query = Linear(block.qkv.weight[:d])(state, out=self.view("row_query", num_rows, d))
+        kv = Linear(block.qkv.weight[d:])(normed, out=self.view("qkv", num, 2 * d))
         attention(
             query.view(num_rows, self.num_heads, -1),
             *kv.view(num, 2, self.num_heads, -1).unbind(1),
@@ -352,8 +343,8 @@ class _Call:
         options = {"gate": vectors.gate1, **vectors.second, **self.of(counts)}
         normed = add_norm(residual, delta, *block.norm2, **options, out=attended)
         for rows in normed.split(ROWS):
-            wide = block.up(rows, out=self.view("mlp", len(rows), self.model.spec.intermediate_size))
-            block.down(torch.ops.aten.gelu_(wide, approximate="tanh"), out=rows)
+            wide = block.up.gelu(rows, out=self.view("mlp", len(rows), self.model.spec.intermediate_size))
+            block.down(wide, out=rows)
         return normed, vectors.gate2
 
     def of(self, row_counts: tuple[int, ...]) -> dict[str, tuple[int, ...]]:

@@ -1,0 +1,42 @@
+"""A linear layer of a trunk, computed by the platform's library."""
+
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Linear(NamedTuple):
+    """x @ weight.T + bias into a buffer. weight [out, in], bias [out] or None, in the dtype of x.
+
+    On a CPU oneDNN does it for fp32 too: torch.mm would ask MKL, which leaves AVX-512 unused on processors that are not
+    Intel's. oneDNN makes its own result, copied here; plain torch is used where it does not serve the dtype.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+
+    def __call__(self, x: Tensor, out: Tensor) -> Tensor:
+        return self._product(x, out, gelu=False)
+
+    def gelu(self, x: Tensor, out: Tensor) -> Tensor:
+        """gelu(x @ weight.T + bias) with the tanh approximation; oneDNN does it while the product is in registers."""
+        return self._product(x, out, gelu=True)
+
+    def _product(self, x: Tensor, out: Tensor, gelu: bool) -> Tensor:
+        if _one_dnn(x.device.type, x.dtype):
+            epilogue = ("gelu", [], "tanh") if gelu else ("none", [], "")
+            return out.copy_(torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *epilogue))
+        if self.bias is None:
+            torch.mm(x, self.weight.t(), out=out)
+        else:
+            torch.addmm(self.bias, x, self.weight.t(), out=out)
+        return torch.ops.aten.gelu_(out, approximate="tanh") if gelu else out
+
+
+@cache
+def _one_dnn(device: str, dtype: torch.dtype) -> bool:
+    if device != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    return dtype is torch.float32 or (dtype is torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
