@@ -1,6 +1,8 @@
 """Operators of a masked diffusion sampler. One line per operator; `dispatch.explain()` tells who computes them here."""
 
 from unmask.kernels.checks import NonFiniteLogits
+from unmask.kernels.divergence import Divergence, divergence
+from unmask.kernels.expected_embedding import expected_embedding
 from unmask.kernels.sample_head import HeadSample, sample_head
 
-__all__ = ["HeadSample", "NonFiniteLogits", "sample_head"]
+__all__ = ["Divergence", "HeadSample", "NonFiniteLogits", "divergence", "expected_embedding", "sample_head"]

@@ -105,7 +105,14 @@ def test_public_names():
         "kernels",
         "load",
     ]
-    assert unmask.kernels.__all__ == ["HeadSample", "NonFiniteLogits", "sample_head"]
+    assert unmask.kernels.__all__ == [
+        "Divergence",
+        "HeadSample",
+        "NonFiniteLogits",
+        "divergence",
+        "expected_embedding",
+        "sample_head",
+    ]
     for module in (unmask, unmask.kernels):
         assert all(hasattr(module, name) for name in module.__all__)
 

@@ -3,12 +3,16 @@
 
 namespace unmask {
 
+struct DivergenceCall;
+struct EmbeddingCall;
 struct HeadCall;
 
 struct Kernels {
     const char* isa;
     bool supported;  // by this processor
     void (*sample_head)(const HeadCall&);
+    void (*expected_embedding)(const EmbeddingCall&);
+    void (*divergence)(const DivergenceCall&);
 };
 
 // Fastest first; ends with a row whose isa is null.
