@@ -101,4 +101,9 @@ def triton_refuses(operands: dict[str, Tensor | None]) -> str | None:
             return f"needs {name} on a {'CPU, for the interpreter' if interpreted() else 'GPU'}, got {tensor.device}"
         if tensor.dtype == torch.float64:
             return f"needs {name} in float32, bfloat16 or float16, got float64"
+        hidden = operands.get(name.replace("weight", "hidden"))
+        if name.startswith("weight") and tensor.dtype != hidden.dtype:
+            return (
+                f"needs {name} in the dtype of hidden, {checks.short(hidden.dtype)}, got {checks.short(tensor.dtype)}"
+            )
     return None
