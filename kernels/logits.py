@@ -55,9 +55,9 @@ class Logits:
         offset = checks.merge_offset(bias, forbid, vocab_size, hidden)
         return cls(hidden, weight, offset, temperature if temperatures is None else temperatures, rows)
 
-    def slices(self, dtype: torch.dtype) -> list[slice]:
-        """The rows in chunks whose logits in this dtype are small enough to be held."""
-        step = max(1, _SHARE // (self.vocab_size * dtype.itemsize))
+    def slices(self, dtype: torch.dtype, matrices: int = 1) -> list[slice]:
+        """The rows in chunks of which so many matrices of logits in this dtype are small enough to be held."""
+        step = max(1, _SHARE // (matrices * self.vocab_size * dtype.itemsize))
         return [slice(first, first + step) for first in range(0, self.num_rows, step)]
 
     def compute(self, rows: slice, dtype: torch.dtype) -> Tensor:

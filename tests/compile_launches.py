@@ -1,8 +1,8 @@
 """Compiles what the Triton launchers of expected_embedding and divergence launch, for several GPUs and without any.
 
 Run in a process of its own, without TRITON_INTERPRET. The launchers get tensors without memory, and every launch is
-recorded and compiled instead of run: the same types, specialisations and options as on a GPU. Prints one JSON object per
-kernel, dtype and target: bytes of shared memory, and for sm_90 registers, bytes of stack (spills) and instructions.
+recorded and compiled instead of run: the same types, specialisations and options as on a GPU. Prints one JSON object
+per kernel, dtype and target: bytes of shared memory, and for sm_90 registers, bytes of stack (spills) and instructions.
 """
 
 import json

@@ -56,12 +56,14 @@ def divergence(
     impl                "triton", "cpu", "reference", or None for the fastest that serves these arguments
 
     An id that is impossible under b (logit -inf) and not under a makes kl and cross_entropy +inf; one that is
-    impossible under a adds nothing. kl is a sum of terms that are not negative and is 0 for equal logits. Where the
-    logits are right to eta (about 1e-6 for fp32 sums; rounding of the inputs aside), kl is right to
-    eta * sqrt(2 kl) + eta ** 2 + 1e-6 * kl, so small divergences keep their leading digits. All is in fp32, or in fp64 if
-    an input is fp64. A row's bits do not depend on the other rows in the implementations "triton" and "cpu". Memory beyond
-    inputs and outputs stays below 64 MB on a GPU and 16 MB on a CPU. Raises NonFiniteLogits for the first bad row (a
-    logit is NaN or +inf, or no id is possible), TypeError or ValueError naming a bad argument, UnsupportedImplementation.
+    impossible under a adds nothing. kl is a sum of terms that are not negative, and 0 for equal logits, so that a small
+    divergence keeps its leading digits: where logits are right to eta (1e-7 of the largest for given ones, about 2e-6
+    for fp32 sums), kl is right to eta * sqrt(2 kl) + eta**2 + (eta + 2e-6) * kl. All is in fp32, or in fp64 if an input
+    is fp64.
+
+    A row's bits do not depend on the other rows in the implementations "triton" and "cpu". Memory beyond inputs and
+    outputs stays below 64 MB on a GPU and 16 MB on a CPU. Raises NonFiniteLogits for the first bad row (a logit is NaN
+    or +inf, or no id is possible), TypeError or ValueError naming a bad argument, UnsupportedImplementation.
 
     >>> light, heavy, hidden = torch.randn(100, 8), torch.randn(100, 16), torch.zeros(5, 16)
     >>> divergence(hidden[:, :8], (light, None), hidden, (heavy, None)).kl
@@ -120,7 +122,8 @@ def _answer(
     for name, lse in (("hidden_a", lse_a), ("hidden_b", lse_b)) if check else ():
         found = checks.bad_row(lse, a.temperature)
         if found is not None:
-            raise NonFiniteLogits("row {} of {}: {}".format(found[0], name, found[1]))
+            row, problem = found
+            raise NonFiniteLogits(f"row {row} of {name}: {problem}")
     return kl, entropy
 
 

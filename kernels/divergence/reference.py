@@ -9,7 +9,7 @@ from unmask.kernels.divergence.call import Comparison, DivergenceCall
 
 
 def divergence(call: DivergenceCall) -> Comparison:
-    slices = call.a.slices(call.dtype)
+    slices = call.a.slices(call.dtype, matrices=2)
     parts = [_compare(call.a.compute(rows, call.dtype), call.b.compute(rows, call.dtype)) for rows in slices]
     return Comparison(*map(torch.cat, zip(*parts, strict=True)))
 

@@ -1,8 +1,8 @@
 """divergence in Triton: one kernel compares the two laws inside each noise block, one the laws over the blocks.
 
-KL and entropy obey a chain rule, inside the blocks first and then over them, so that a block leaves four numbers of a row:
-both log-sum-exps, KL and entropy. They stand in a table [4, blocks, rows] until the second kernel takes them in the order
-of the blocks. Rows are served in chunks whose table is small.
+KL and entropy obey a chain rule, inside the blocks first and then over them, so that a block leaves four numbers of a
+row: both log-sum-exps, KL and entropy. They stand in a table [4, blocks, rows] until the second kernel takes them in
+the order of the blocks. Rows are served in chunks whose table is small.
 """
 
 import torch

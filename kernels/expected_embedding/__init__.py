@@ -91,7 +91,8 @@ def _answer(
     embedding, lse = run(call)
     found = checks.bad_row(lse, logits.temperature) if check else None
     if found is not None:
-        raise NonFiniteLogits("row {}: {}".format(*found))
+        row, problem = found
+        raise NonFiniteLogits(f"row {row}: {problem}")
     return embedding
 
 

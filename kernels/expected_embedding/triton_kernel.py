@@ -84,7 +84,7 @@ def product_kernel(
     weights, stride, factors, table, table_row, table_column, partial, num_rows, vocab_size, width, num_blocks, span,
     block_r: tl.constexpr, block_e: tl.constexpr, block_k: tl.constexpr,
 ):  # fmt: skip
-    """One span of blocks for a tile of rows and a tile of the table's columns. Neighbouring programs share the latter."""
+    """One span of blocks for a tile of rows and a strip of the table. Neighbouring programs share the strip."""
     steps: tl.constexpr = BLOCK // block_k
     tiles = tl.cdiv(num_rows, block_r)
     strips = tl.cdiv(width, block_e)
