@@ -99,6 +99,18 @@ def test_temperature_divides_the_logits(impl, temperature):
 
 
 @each_implementation
+def test_chunks_of_rows(impl, monkeypatch):
+    """Rows that do not fit into one chunk, each with its own temperature."""
+    if impl == "triton":
+        from unmask.kernels.expected_embedding import triton_kernel
+
+        monkeypatch.setattr(triton_kernel, "_WORKSPACE", 1)
+    logits, table = normal(35, 50_000, scale=2), normal(50_000, 3, seed=1)
+    logits, table = (logits[:, :300], table[:300]) if impl == "triton" else (logits, table)
+    check(impl, logits, None, None, table, temperature=torch.linspace(0.5, 2, 35))
+
+
+@each_implementation
 @pytest.mark.parametrize("vocab_size, width", [(1, 1), (127, 3), (128, 64), (129, 65), (3000, 129)])
 def test_odd_sizes(impl, vocab_size, width):
     check(impl, normal(1, 5), normal(vocab_size, 5, seed=1), None, normal(vocab_size, width, seed=2))
@@ -234,10 +246,19 @@ def test_a_row_of_triton_does_not_depend_on_its_company():
 
 @pytest.mark.parametrize("impl", ["reference", pytest.param("cpu", marks=compiled)])
 def test_memory_is_bounded(impl):
-    """The logits would take 400 MB."""
-    hidden, weight, table = normal(1000, 4), normal(100_000, 4, seed=1), normal(100_000, 4, seed=2)
+    """The logits would take 200 MB."""
+    hidden, weight, table = normal(500, 4), normal(100_000, 4, seed=1), normal(100_000, 4, seed=2)
     run(impl, hidden[:100], weight, None, table)
     grown = peak_memory(lambda: run(impl, hidden, weight, None, table))
+    assert grown < 16 << 20, f"{grown / 2**20:.1f} MB"
+
+
+@compiled
+def test_memory_is_bounded_for_wide_tables():
+    """The sums of all spans would take 50 MB."""
+    hidden, weight, table = normal(128, 4), normal(25_000, 4, seed=1), normal(1, 4096).expand(25_000, 4096)
+    run("cpu", hidden, weight[:2000], None, table[:2000])
+    grown = peak_memory(lambda: run("cpu", hidden, weight, None, table))
     assert grown < 16 << 20, f"{grown / 2**20:.1f} MB"
 
 
