@@ -396,10 +396,11 @@ def test_explain_lists_every_implementation_with_a_reason():
     assert all(line.reason for line in lines) and sum(line.picked for line in lines) == 1
 
 
-def test_torch_compile_takes_it_whole():
+@pytest.mark.parametrize("impl", ["reference", pytest.param("cpu", marks=compiled)])
+def test_torch_compile_takes_it_whole(impl):
     whole = torch.compile(divergence, fullgraph=True, backend="eager")
-    arguments, options = good(), {"forbid": torch.tensor([3]), "temperature": 0.7, "rows": torch.tensor([1, 0])}
-    for ours, theirs in zip(whole(**arguments, **options), divergence(**arguments, **options), strict=True):
+    arguments = good() | {"forbid": torch.tensor([3]), "temperature": 0.7, "rows": torch.tensor([1, 0]), "impl": impl}
+    for ours, theirs in zip(whole(**arguments), divergence(**arguments), strict=True):
         assert torch.equal(ours, theirs)
 
 

@@ -353,11 +353,11 @@ def test_explain_lists_every_implementation_with_a_reason():
     assert all(line.reason for line in lines) and sum(line.picked for line in lines) == 1
 
 
-def test_torch_compile_takes_it_whole():
+@pytest.mark.parametrize("impl", ["reference", pytest.param("cpu", marks=compiled)])
+def test_torch_compile_takes_it_whole(impl):
     whole = torch.compile(expected_embedding, fullgraph=True, backend="eager")
-    arguments = good()
-    options = {"forbid": torch.tensor([3]), "temperature": 0.7, "rows": torch.tensor([1, 0])}
-    assert torch.equal(whole(**arguments, **options), expected_embedding(**arguments, **options))
+    arguments = good() | {"forbid": torch.tensor([3]), "temperature": 0.7, "rows": torch.tensor([1, 0]), "impl": impl}
+    assert torch.equal(whole(**arguments), expected_embedding(**arguments))
 
 
 @with_triton
