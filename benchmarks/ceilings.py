@@ -1,0 +1,71 @@
+"""What this machine can do: bytes per second through memory and FLOPs per second in a large product, measured."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchmarks.timing import Effort, Flush, clock, interleave
+
+_EFFORT = Effort(warmups=2, min_rounds=5, max_rounds=20, seconds=1.0)
+_COPY_BYTES = 2 << 30
+_PRODUCT = {"cpu": 2048, "cuda": 8192}
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """`bandwidth`: bytes/s of the fastest operation `by`; on a GPU a copy, read and written bytes counted; on a CPU one
+    that only reads, as streaming weights does, with none of them in the cache. `product`: FLOP/s of a square product.
+    """
+
+    device: str
+    dtype: str
+    num_bytes: int
+    bandwidth: float
+    by: str
+    product: float
+
+    def floor(self, num_bytes: int, flops: int) -> float:
+        """Seconds that moving these bytes and computing these FLOPs take at least, each overlapping the other."""
+        return max(num_bytes / self.bandwidth, flops / self.product)
+
+
+def measure(device: torch.device, dtype: torch.dtype, num_bytes: int) -> Ceilings:
+    """Ceilings for weights of this type and size (on a GPU, the bandwidth of a copy of 2 GiB)."""
+    rates = copying(device) if device.type == "cuda" else reading(num_bytes)
+    by = max(rates, key=rates.get)
+    name = str(dtype).removeprefix("torch.")
+    return Ceilings(device.type, name, num_bytes, rates[by], by, product(device, dtype, _PRODUCT[device.type]))
+
+
+def readers(buffer: Tensor) -> dict[str, Callable[[], object]]:
+    """Operations that read every byte of a contiguous CPU buffer once and write next to nothing."""
+    words = buffer.flatten().view(torch.float32)
+    table = words[: len(words) // 1024 * 1024].view(-1, 1024)
+    vector = torch.randn(1024)
+    return {
+        "sum": words.sum,
+        "maximum": words.amax,
+        "dot": lambda: torch.dot(words, words),
+        "matrix-vector product": lambda: table @ vector,
+    }
+
+
+def reading(num_bytes: int) -> dict[str, float]:
+    buffer = torch.randn(max(num_bytes // 4, 1024))
+    flush = Flush(buffer.device)
+    timings = interleave(readers(buffer), clock(buffer.device), _EFFORT, before=lambda name: flush())
+    return {name: buffer.nbytes / timing.median for name, timing in timings.items()}
+
+
+def copying(device: torch.device) -> dict[str, float]:
+    source = torch.randn(_COPY_BYTES // 4, device=device)
+    target = torch.empty_like(source)
+    timing = interleave({"copy": lambda: target.copy_(source)}, clock(device), _EFFORT)["copy"]
+    return {"copy": 2 * source.nbytes / timing.median}
+
+
+def product(device: torch.device, dtype: torch.dtype, size: int) -> float:
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    return 2 * size**3 / interleave({"product": lambda: a @ b}, clock(device), _EFFORT)["product"].median
