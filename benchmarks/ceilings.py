@@ -8,9 +8,8 @@ from torch import Tensor
 
 from benchmarks.timing import Effort, Flush, clock, interleave
 
-_EFFORT = Effort(warmups=2, min_rounds=5, max_rounds=20, seconds=1.0)
 _COPY_BYTES = 2 << 30
-_PRODUCT = {"cpu": 2048, "cuda": 8192}
+_PRODUCT = {"cpu": 1536, "cuda": 8192}
 
 
 @dataclass(frozen=True)
@@ -31,12 +30,12 @@ class Ceilings:
         return max(num_bytes / self.bandwidth, flops / self.product)
 
 
-def measure(device: torch.device, dtype: torch.dtype, num_bytes: int) -> Ceilings:
+def measure(device: torch.device, dtype: torch.dtype, num_bytes: int, effort: Effort) -> Ceilings:
     """Ceilings for weights of this type and size (on a GPU, the bandwidth of a copy of 2 GiB)."""
-    rates = copying(device) if device.type == "cuda" else reading(num_bytes)
+    rates = copying(device, effort) if device.type == "cuda" else reading(num_bytes, effort)
     by = max(rates, key=rates.get)
     name = str(dtype).removeprefix("torch.")
-    return Ceilings(device.type, name, num_bytes, rates[by], by, product(device, dtype, _PRODUCT[device.type]))
+    return Ceilings(device.type, name, num_bytes, rates[by], by, product(device, dtype, effort))
 
 
 def readers(buffer: Tensor) -> dict[str, Callable[[], object]]:
@@ -52,20 +51,21 @@ def readers(buffer: Tensor) -> dict[str, Callable[[], object]]:
     }
 
 
-def reading(num_bytes: int) -> dict[str, float]:
+def reading(num_bytes: int, effort: Effort) -> dict[str, float]:
     buffer = torch.randn(max(num_bytes // 4, 1024))
     flush = Flush(buffer.device)
-    timings = interleave(readers(buffer), clock(buffer.device), _EFFORT, before=lambda name: flush())
+    timings = interleave(readers(buffer), clock(buffer.device), effort, before=lambda name: flush())
     return {name: buffer.nbytes / timing.median for name, timing in timings.items()}
 
 
-def copying(device: torch.device) -> dict[str, float]:
+def copying(device: torch.device, effort: Effort) -> dict[str, float]:
     source = torch.randn(_COPY_BYTES // 4, device=device)
     target = torch.empty_like(source)
-    timing = interleave({"copy": lambda: target.copy_(source)}, clock(device), _EFFORT)["copy"]
+    timing = interleave({"copy": lambda: target.copy_(source)}, clock(device), effort)["copy"]
     return {"copy": 2 * source.nbytes / timing.median}
 
 
-def product(device: torch.device, dtype: torch.dtype, size: int) -> float:
+def product(device: torch.device, dtype: torch.dtype, effort: Effort) -> float:
+    size = _PRODUCT[device.type]
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    return 2 * size**3 / interleave({"product": lambda: a @ b}, clock(device), _EFFORT)["product"].median
+    return 2 * size**3 / interleave({"product": lambda: a @ b}, clock(device), effort)["product"].median

@@ -31,6 +31,7 @@ DEFAULTS = {
     "cuda": {"dtype": "bfloat16", "rows": "1,8,32,64,128,256,1024,8192,65536", "shape": list(SHAPES)},
 }
 _GRAPH_BELOW = 2e-3  # seconds; in a longer run the launches do not show
+_WIDTH = 220  # of the table; a narrower terminal wraps its lines
 _MOST_LOGITS = 1 << 31  # given logits: 8 GiB in fp32
 
 
@@ -41,7 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     report = Report(sys.argv if arguments is None else ["benchmarks.sample_head", *arguments], describe(device))
-    console = Console(stderr=True, width=None if sys.stderr.isatty() else 200)
+    console = Console(stderr=True)
+    console.width = max(console.width, _WIDTH)
     try:
         for dtype, shape in product(options.dtype, options.shape):
             try:
@@ -85,7 +87,7 @@ class HeadBench:
         self.expected: dict[tuple[str, str], float] = {}  # seconds of a row
 
     def run(self) -> None:
-        ceilings = measure(self.device, self.weight.dtype, self.weight.nbytes)
+        ceilings = measure(self.device, self.weight.dtype, self.weight.nbytes, self.effort)
         self.report.ceilings.append(ceilings)
         for part, num_rows in product(PARTS, self.options.rows):
             if part == "sampling" and num_rows * self.shape.vocab_size > _MOST_LOGITS:

@@ -109,12 +109,19 @@ def cache_bytes(device: torch.device) -> int:
 
 
 def capture(run: Run) -> Run:
-    """The replay of a CUDA graph of `run`. RuntimeError if it cannot be captured; it must not wait for the device."""
+    """The replay of a CUDA graph of `run`; RuntimeError if it waits for the device or cannot be captured.
+
+    The waiting is looked for before: a capture that fails can leave torch's generator unusable.
+    """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(_GRAPH_WARMUPS):
-            run()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.cuda.stream(stream):
+            for _ in range(_GRAPH_WARMUPS):
+                run()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

@@ -89,7 +89,9 @@ def _logits(case: HeadCase, row: int, block: int) -> tuple[Tensor, float]:
     """One block's logits in fp64, and by how much fp32 may have them wrong."""
     ids, hidden = slice(block * noise.BLOCK, (block + 1) * noise.BLOCK), case.hidden[row].double()
     if case.weight is None:
-        return hidden[ids], 4 * _EPS * (16 + hidden.abs().max().item())
-    weight = case.weight[ids].double()
-    size = hidden.norm().item() * weight.norm(dim=1).max().item()
-    return weight @ hidden, 4 * _EPS * (16 + size)
+        logits = hidden[ids]
+        size = logits[logits.isfinite()].abs().max().item()
+    else:
+        weight = case.weight[ids].double()
+        logits, size = weight @ hidden, hidden.norm().item() * weight.norm(dim=1).max().item()
+    return logits, 4 * _EPS * (16 + size)  # 16: the noise is about as large as that

@@ -17,12 +17,11 @@ from benchmarks.timing import Effort, clock, interleave
 
 # rows, ids and hidden columns of a tile, warps, stages
 CONFIGS = (
-    (16, 128, 128, 4, 4),
-    (32, 128, 128, 4, 3),
+    (16, 128, 128, 8, 4),
+    (32, 128, 128, 8, 3),
     (64, 128, 64, 8, 4),
-    (128, 128, 64, 8, 4),
     (64, 256, 64, 8, 3),
-    (128, 256, 64, 8, 3),
+    (128, 128, 64, 8, 4),
 )
 _SEED = 12345
 _GROUP = 8
@@ -31,7 +30,7 @@ _TUNING = Effort(warmups=1, min_rounds=3, max_rounds=3)
 
 def draw(hidden: Tensor, weight: Tensor) -> Tensor:
     if hidden.device.type != "cuda":
-        return launch(hidden, weight, CONFIGS[0])
+        return launch(hidden, weight, CONFIGS[-1])  # Triton's interpreter wants few programs
     return launch(hidden, weight, _fastest(len(hidden), weight.shape, weight.dtype, weight.device))
 
 
@@ -56,7 +55,7 @@ def _fastest(num_rows: int, shape: torch.Size, dtype: torch.dtype, device: torch
     variants = {}
     for config in CONFIGS:
         run = partial(launch, hidden, weight, config)
-        with suppress(triton.runtime.errors.OutOfResources):
+        with suppress(triton.TritonError):
             run()
             variants[config] = run
     timings = interleave(variants, clock(device), _TUNING)
@@ -76,16 +75,16 @@ def _tiles(
     columns = tl.arange(0, TILE_COLUMNS)
     row_offsets = tl.minimum(rows, num_rows - 1).to(tl.int64) * hidden_stride
     id_offsets = tl.minimum(ids, vocab_size - 1).to(tl.int64) * weight_stride
-    logits = tl.zeros((TILE_ROWS, TILE_IDS), tl.float32)
+    logits = tl.zeros((TILE_IDS, TILE_ROWS), tl.float32)  # ids first: a tensor core's tile has 64 or more of those
     for first in range(0, hidden_size, TILE_COLUMNS):
         inside = columns + first < hidden_size
-        a = tl.load(hidden + row_offsets[:, None] + (columns + first)[None, :], mask=inside[None, :], other=0.0)
-        b = tl.load(weight + id_offsets[None, :] + (columns + first)[:, None], mask=inside[:, None], other=0.0)
+        a = tl.load(weight + id_offsets[:, None] + (columns + first)[None, :], mask=inside[None, :], other=0.0)
+        b = tl.load(hidden + row_offsets[None, :] + (columns + first)[:, None], mask=inside[:, None], other=0.0)
         logits = tl.dot(a, b, logits, input_precision="ieee")
-    uniform = tl.rand(seed, rows[:, None] * vocab_size + ids[None, :])
+    uniform = tl.rand(seed, rows[None, :] * vocab_size + ids[:, None])
     scores = logits - tl.log(-tl.log(tl.maximum(uniform, 1e-10)))
-    scores = tl.where((ids < vocab_size)[None, :], scores, float("-inf"))
-    top, place = tl.max(scores, axis=1, return_indices=True)
+    scores = tl.where((ids < vocab_size)[:, None], scores, float("-inf"))
+    top, place = tl.max(scores, axis=0, return_indices=True)
     slots = rows.to(tl.int64) * id_tiles + id_tile
     tl.store(score + slots, top, mask=rows < num_rows)
     tl.store(best + slots, id_tile * TILE_IDS + place, mask=rows < num_rows)
