@@ -1,14 +1,17 @@
 """The benchmarks: the timer's statistics, the law check's teeth, the schema of the results, the command line."""
 
+import io
 import json
 import math
 import subprocess
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from rich.console import Console
 from test_structure import ROOT, imports, starts
 
 from benchmarks import gpu_check, memory, sample_head, verify
@@ -18,7 +21,7 @@ from benchmarks.machine import describe
 from benchmarks.peers import HEAD_PEERS, flash_sampling_style
 from benchmarks.report import Report, Row, with_ratios
 from benchmarks.samplers import Sampler, head_samplers, operator
-from benchmarks.timing import Effort, Flush, Timing, cache_bytes, interleave
+from benchmarks.timing import Effort, Flush, Timing, cache_bytes, host_clock, interleave
 from unmask import kernels
 from unmask.kernels import dispatch
 
@@ -183,7 +186,7 @@ def bench(**options):
     report = Report([], {})
     shape = options.pop("shape", SMALL)
     parsed = sample_head._options([*arguments, *(f"--{name}={value}" for name, value in options.items())])
-    return sample_head.HeadBench(parsed, CPU, torch.float32, shape, report, sample_head.Console(quiet=True)), report
+    return sample_head.HeadBench(parsed, CPU, torch.float32, shape, report, Console(quiet=True)), report
 
 
 @pytest.mark.parametrize("draw", [warm, reseeded, unwritten])
@@ -209,6 +212,40 @@ def test_what_raises_or_takes_too_long_is_a_row_with_a_note(monkeypatch, known_c
     notes = [(row.variant, row.num_rows, row.note) for row, _ in report.rows if row.part == "sampling"]
     assert notes[0] == ("broken", 4, "RuntimeError: out of luck") and notes[1] == ("slow", 4, None)
     assert notes[3][:2] == ("slow", 5) and "left out: would take" in notes[3][2]
+
+
+def test_graphs_are_timed_where_they_can_be_captured(monkeypatch, known_ceilings):
+    """The steps of a GPU's benchmark, with the CPU for a device."""
+
+    capturing = []
+
+    def capture(run):
+        capturing.append(True)
+        try:
+            run()
+        finally:
+            capturing.pop()
+        return run
+
+    def waiting(hidden, weight, keys):
+        if capturing:
+            raise RuntimeError("called a synchronizing CUDA operation\nsomewhere")
+        return right(hidden, weight, keys)
+
+    samplers = [Sampler("quick", "implementation", right), Sampler("waiting", "peer", waiting)]
+    monkeypatch.setattr(sample_head, "head_samplers", lambda part, device: samplers)
+    monkeypatch.setattr(sample_head, "clock", lambda device: host_clock)
+    monkeypatch.setattr(sample_head, "capture", capture)
+    timer, report = bench()
+    timer.device = SimpleNamespace(type="cuda")
+    monkeypatch.setattr(verify, "check_law", lambda *arguments: verify.Verdict(True, "lawful"))
+    timer.run()
+    rows = {row.variant: row for row, _ in report.rows if row.part == "sampling"}
+    assert rows["quick"].graph and rows["quick"].timing is rows["quick"].graph
+    assert rows["waiting"].graph is None and rows["waiting"].note == "no graph: called a synchronizing CUDA operation"
+    assert set(rows["quick"].ratios) == {"cold", "warm"} and rows["quick"].law == "lawful, 4/4 tokens equal"
+    report.show(Console(file=(out := io.StringIO()), width=220))
+    assert "graph µs" in out.getvalue() and "partial" in out.getvalue()
 
 
 # --- results --------------------------------------------------------------------------------------------------------
@@ -239,7 +276,13 @@ def test_bytes_and_flops_by_hand():
     assert case.num_bytes == 2 * 700 * 24 + 2 * 3 * 24 + 3 * 3 * 8 + 3 * 8 and case.flops == 2 * 3 * 700 * 24
     given = head_case("sampling", SMALL, head_weight(SMALL, torch.bfloat16, CPU), 3)
     assert given.num_bytes == 2 * 3 * 700 + 3 * 3 * 8 + 3 * 8 and given.flops == 0
-    assert case.hidden.count_nonzero() and case.weight.count_nonzero() > 0.99 * case.weight.numel()
+
+
+@pytest.mark.parametrize("num_rows", [1, 8])
+def test_inputs_are_neither_zeros_nor_decided(num_rows):
+    case = head_case("whole", SMALL, head_weight(SMALL, torch.float32, CPU), num_rows)
+    p = (case.hidden @ case.weight.T).softmax(1)
+    assert case.hidden.count_nonzero() == case.hidden.numel() and 2 / SMALL.vocab_size < p.max() < 0.9
 
 
 def test_the_command_writes_its_file_and_table(tmp_path):
