@@ -40,7 +40,7 @@ struct Row {
 // Pieces of eight lines in a column of shared memory fall into different banks.
 UNMASK_DEVICE uint32_t piece_offset(int line, int piece) { return line * kLineBytes + ((piece ^ (line & 7)) << 4); }
 
-UNMASK_DEVICE int smaller(int a, int b) { return a < b ? a : b; }
+UNMASK_FN int smaller(int a, int b) { return a < b ? a : b; }
 
 // Fills the stages of a ring, block by block and column by column.
 template <class S>

@@ -7,19 +7,27 @@
 
 namespace unmask::cuda {
 
-// What the CTAs leave for the one that finishes: a table [rows, stride] each, by row and noise block.
-struct Workspace {
-    uint64_t* winner;  // logit bits << 32 | token of the block, where it led its row's race when it was scored
-    float* lse;
-    float *max, *second;  // the two largest logits, and the id of the first, counted from the block's first
+constexpr int kSpan = 32;  // consecutive noise blocks that are merged together, before the spans are
+constexpr int kMaxSpans = kMaxVocab / kNoiseBlock / kSpan;
+
+// What is known of the logits of a noise block or a span, by row and block or span. `stride` is a multiple of kLanes;
+// the lse of what lies past the end is -inf. Null where nobody asked.
+struct Table {
+    float *lse, *entropy;
+    float *max, *second;  // the two largest logits, and the id of the first
     int32_t* argmax;
-    float* entropy;
-    int blocks, stride;
+    int count, stride;
+};
+
+struct Workspace {
+    uint64_t* winner;  // [rows, blocks.stride]: logit bits << 32 | token in the block, of blocks that took the lead
+    Table blocks, spans;
 };
 
 struct State {
     uint64_t best[kMaxRows];  // order_of(score, block) of the leading block
-    uint32_t finished;        // CTAs
+    uint32_t scored[kMaxSpans];  // blocks of the span
+    uint32_t merged;             // spans
 };
 
 // Rises with the score, falls with the block, is positive.
@@ -46,6 +54,23 @@ UNMASK_DEVICE Rank join(const Rank& a, const Rank& b) {
     const bool first = a.max > b.max || (a.max == b.max && a.index < b.index);
     const float other = first ? b.max : a.max, second = first ? a.second : b.second;
     return {first ? a.max : b.max, second > other ? second : other, first ? a.index : b.index};
+}
+
+struct Summary {
+    float lse, entropy;
+    Rank rank;
+};
+
+UNMASK_DEVICE void enter(const Table& table, int row, int column, const Summary& summary) {
+    const int64_t place = static_cast<int64_t>(row) * table.stride + column;
+    publish(table.lse + place, summary.lse);
+    if (column == table.count - 1)
+        for (int past = 1; past < table.stride - column; ++past) publish(table.lse + place + past, -kInfinity);
+    if (table.entropy) publish(table.entropy + place, summary.entropy);
+    if (!table.max) return;
+    publish(table.max + place, summary.rank.max);
+    publish(table.second + place, summary.rank.second);
+    publish(table.argmax + place, summary.rank.index);
 }
 
 // kSize neighbouring threads. Thread i keeps the lanes i, i + kSize, … of the kLanes of online.h.
@@ -140,12 +165,12 @@ UNMASK_DEVICE float block_entropy(const float* logits, float max, float sum) {
 }
 
 template <class Members>
-UNMASK_DEVICE Rank block_rank(const float* logits) {
-    Rank rank{-kInfinity, -kInfinity, 0};
+UNMASK_DEVICE Rank block_rank(const float* logits, int first) {
+    Rank rank{-kInfinity, -kInfinity, first};
     for (int i = Members::rank(); i < kNoiseBlock; i += kLanes / Members::kOwn) {
         const float x = logits[i];
         if (x > rank.max)
-            rank = {x, rank.max, i};
+            rank = {x, rank.max, first + i};
         else if (x > rank.second)
             rank.second = x;
     }
@@ -166,24 +191,12 @@ UNMASK_DEVICE void score_block(const HeadCall& call, const Workspace& work, Stat
     temper<S>(call, tile, logits, temperature, row, block);
     const float max = Members::max_of(logits, kNoiseBlock);
     const float sum = Members::sum_exp_of(logits, kNoiseBlock, max), lse = logsumexp(max, sum);
-    const int64_t place = static_cast<int64_t>(row) * work.stride + block;
     const bool writes = Members::rank() == 0 && row < call.rows;
-    if (work.entropy) {
-        const float entropy = block_entropy<Members>(logits, max, sum);
-        if (writes) publish(work.entropy + place, entropy);
-    }
-    if (work.max) {
-        const Rank rank = block_rank<Members>(logits);
-        if (writes) {
-            publish(work.max + place, rank.max);
-            publish(work.second + place, rank.second);
-            publish(work.argmax + place, rank.index);
-        }
-    }
+    Summary summary{lse, 0.0f, {}};
+    if (work.blocks.entropy) summary.entropy = block_entropy<Members>(logits, max, sum);
+    if (work.blocks.max) summary.rank = block_rank<Members>(logits, block * kNoiseBlock);
     if (!writes) return;
-    publish(work.lse + place, lse);
-    if (block == work.blocks - 1)
-        for (int past = 1; past < work.stride - block; ++past) publish(work.lse + place + past, -kInfinity);
+    enter(work.blocks, row, block, summary);
     float score = max;
     if (temperature != 0.0f) {
         const Words words = philox(key_of(rows[row], call.seed), kBlockRace, block);
@@ -227,45 +240,73 @@ UNMASK_DEVICE void draw_tokens(const HeadCall& call, const Workspace& work, cons
     for (int i = thread_index() / 32; i < num_rows; i += kWarps)
         if (tile.leads[i])
             draw_token(tile.logits + i * Tile<S>::kStride, rows[first + i], call.seed,
-                       work.winner + static_cast<int64_t>(first + i) * work.stride + block, block);
+                       work.winner + static_cast<int64_t>(first + i) * work.blocks.stride + block, block);
 }
 
-// The row's outputs from its tables; `lses` is a copy of its line of work.lse. A team of kLanes threads, which writes
-// only if it is asked to.
-UNMASK_DEVICE void finish_row(const HeadCall& call, const Workspace& work, State* state, const float* lses, int row,
-                              bool writes) {
+// One summary of `count` neighbours in a table, the first at `place`. `lses` is a copy of theirs, of n numbers, a multiple
+// of kLanes. By a team of kLanes threads.
+UNMASK_DEVICE Summary merge(const Table& table, int64_t place, const float* lses, int count, int n) {
     using Members = Team<kLanes>;
-    const int64_t line = static_cast<int64_t>(row) * work.stride;
-    const float max = Members::max_of(lses, work.stride);
-    const float lse = logsumexp(max, Members::sum_exp_of(lses, work.stride, max));
-    float entropy = 0.0f;
-    if (work.entropy)
-        entropy = Members::reduce(work.stride, 0.0f, Sum{}, [&](int block) {
-            const float x = lses[block] - lse;
-            return x > -87.0f ? probability(x) * (read_published(work.entropy + line + block) - x) : 0.0f;
+    const float max = Members::max_of(lses, n), lse = logsumexp(max, Members::sum_exp_of(lses, n, max));
+    Summary summary{lse, 0.0f, {-kInfinity, -kInfinity, 0}};
+    if (table.entropy)
+        summary.entropy = Members::reduce(n, 0.0f, Sum{}, [&](int i) {
+            const float x = lses[i] - lse;
+            return x > -87.0f ? probability(x) * (read_published(table.entropy + place + i) - x) : 0.0f;
         });
-    Rank rank{-kInfinity, -kInfinity, 0};
-    if (work.max) {
-        for (int block = Members::rank(); block < work.blocks; block += kLanes)
-            rank = join(rank, {read_published(work.max + line + block), read_published(work.second + line + block),
-                               block * kNoiseBlock + read_published(work.argmax + line + block)});
-        rank = Members::join_ranks(rank);
+    if (!table.max) return summary;
+    summary.rank.index = read_published(table.argmax + place);
+    for (int i = Members::rank(); i < count; i += kLanes)
+        summary.rank = join(summary.rank, {read_published(table.max + place + i), read_published(table.second + place + i),
+                                           read_published(table.argmax + place + i)});
+    summary.rank = Members::join_ranks(summary.rank);
+    return summary;
+}
+
+// Merges the columns [column, column + count) of a table, row by row, and gives each row's summary to use(row, summary)
+// in one thread. `copy` is `size` bytes of shared memory.
+template <class Use>
+UNMASK_DEVICE void merge_rows(const Table& table, int rows, int column, int count, uint32_t copy, int size, Use use) {
+    const int n = (count + kLanes - 1) / kLanes * kLanes, line = n * static_cast<int>(sizeof(float));
+    const int pieces = line / 16, chunk = size / line;
+    const float* copied = reinterpret_cast<const float*>(shared_memory() + copy);
+    for (int first = 0; first < rows; first += chunk) {
+        const int num_rows = smaller(chunk, rows - first);
+        const int64_t start = static_cast<int64_t>(first) * table.stride + column;
+        sync_threads();
+        for (int i = thread_index(); i < num_rows * pieces; i += kThreads)
+            copy_async(copy + 16 * i, table.lse + start + static_cast<int64_t>(i / pieces) * table.stride + i % pieces * 4,
+                       16);
+        commit_copies();
+        wait_copies<0>();
+        sync_threads();
+        for (int row = thread_index() / kLanes; row / 2 * 2 < num_rows; row += kThreads / kLanes) {
+            const int own = smaller(row, num_rows - 1);  // a warp's two teams stay together
+            const int64_t place = start + static_cast<int64_t>(own) * table.stride;
+            const Summary summary = merge(table, place, copied + own * n, count, n);
+            if (row < num_rows && thread_index() % kLanes == 0) use(first + row, summary);
+        }
     }
-    if (!writes || Members::rank() != 0) return;
+}
+
+// The outputs of a row, from the summary of all its logits.
+UNMASK_DEVICE void write_row(const HeadCall& call, const Workspace& work, State* state, int row, const Summary& all) {
     const uint64_t best = read_published(state->best + row);
     state->best[row] = 0;
+    const float lse = all.lse;
     const bool drawn = lse - lse == 0.0f && best != 0;
     const int block = drawn ? block_of(best) : 0;
-    const uint64_t winner = drawn ? read_published(work.winner + line + block) : 0;
+    const uint64_t* winners = work.winner + static_cast<int64_t>(row) * work.blocks.stride;
+    const uint64_t winner = drawn ? read_published(winners + block) : 0;
     const int64_t token = drawn ? static_cast<int64_t>(block) * kNoiseBlock + static_cast<uint32_t>(winner) : -1;
-    const float bad = drawn ? 0.0f : lse - lse, top = probability(rank.max - lse);
+    const float bad = drawn ? 0.0f : lse - lse, top = probability(all.rank.max - lse);
     call.tokens[row] = token;
     call.lse[row] = lse;
     if (call.logprob) call.logprob[row] = as_float(static_cast<uint32_t>(winner >> 32)) - lse + bad;
     if (call.max_prob) call.max_prob[row] = top + bad;
-    if (call.argmax) call.argmax[row] = rank.index;
-    if (call.margin) call.margin[row] = top - probability(rank.second - lse) + bad;
-    if (call.entropy) call.entropy[row] = entropy + bad;
+    if (call.argmax) call.argmax[row] = all.rank.index;
+    if (call.margin) call.margin[row] = top - probability(all.rank.second - lse) + bad;
+    if (call.entropy) call.entropy[row] = all.entropy + bad;
     if (call.out && drawn) call.out[call.positions[row]] = token;
 }
 

@@ -2,8 +2,9 @@
 //
 // A CTA multiplies a run of noise blocks and races each as soon as its logits are known: the block's log-sum-exp goes
 // into a table, its score into an atomic maximum per row, and where it takes the lead the tokens of the block race at
-// once. A row has about log(blocks) leads, so this costs nothing and no logits leave the CTA. The CTA that finishes
-// last merges the tables and writes the outputs. Neither the grid nor the order of the CTAs changes a bit of them.
+// once. A row has about log(blocks) leads, so this costs nothing and no logits leave the CTA. The CTA that completes a
+// span of blocks merges their log-sum-exps, the one that completes the last span merges the spans and writes the outputs.
+// Neither the grid nor the order of the CTAs changes a bit of them.
 #include "sample_head.h"
 
 #include "product.cuh"
@@ -15,7 +16,7 @@ namespace {
 struct Arguments {
     HeadCall call;
     Workspace work;
-    int stages, shared_bytes;
+    int stages;
 };
 
 // Shared memory in front of the ring.
@@ -72,56 +73,52 @@ UNMASK_DEVICE void race_block(const Arguments& arguments, Front<S>& front, const
     }
 }
 
-// True in the CTA that comes last, which then sees what all others have published.
-UNMASK_DEVICE bool comes_last(State* state, int* last) {
+// Adds to a counter; true in the CTA that makes it `total`, which then sees what the others published before and leaves
+// zero behind. `last` is in shared memory.
+UNMASK_DEVICE bool completes(uint32_t* counter, int count, int total, int* last) {
     fence();
     sync_threads();
-    if (thread_index() == 0) *last = atomic_add(&state->finished, 1) == static_cast<uint32_t>(num_ctas()) - 1;
+    if (thread_index() == 0) {
+        *last = atomic_add(counter, count) + count == static_cast<uint32_t>(total);
+        if (*last) *counter = 0;
+    }
     sync_threads();
     fence();
     return *last;
 }
 
-UNMASK_DEVICE void finish(const Arguments& arguments, uint32_t ring) {
-    const HeadCall& call = arguments.call;
-    const Workspace& work = arguments.work;
+// Merges what the blocks [first, end) of this CTA complete. `copy` is `size` bytes of shared memory.
+UNMASK_DEVICE void finish(const HeadCall& call, const Workspace& work, int first, int end, uint32_t copy, int size,
+                          int* last) {
     State* state = static_cast<State*>(call.state);
-    const float* table = reinterpret_cast<const float*>(shared_memory() + ring);
-    const int chunk = (arguments.shared_bytes - static_cast<int>(ring)) / (work.stride * static_cast<int>(sizeof(float)));
-    const int member = thread_index() / kLanes;
-    for (int first = 0; first < call.rows; first += chunk) {
-        const int num_rows = smaller(chunk, call.rows - first);
-        const float* lses = work.lse + static_cast<int64_t>(first) * work.stride;
-        sync_threads();
-        for (int i = 4 * thread_index(); i < num_rows * work.stride; i += 4 * kThreads)
-            copy_async(ring + i * static_cast<int>(sizeof(float)), lses + i, 16);
-        commit_copies();
-        wait_copies<0>();
-        sync_threads();
-        for (int row = member; row / 2 * 2 < num_rows; row += kThreads / kLanes) {  // a warp's two teams stay together
-            const int own = smaller(row, num_rows - 1);
-            finish_row(call, work, state, table + own * work.stride, first + own, row < num_rows);
-        }
+    for (int span = first / kSpan; span * kSpan < end; ++span) {
+        const int start = span * kSpan, past = smaller(start + kSpan, work.blocks.count);
+        const int count = smaller(past, end) - (start > first ? start : first);
+        if (!completes(state->scored + span, count, past - start, last)) continue;
+        merge_rows(work.blocks, call.rows, start, past - start, copy, size,
+                   [&](int row, const Summary& summary) { enter(work.spans, row, span, summary); });
+        if (!completes(&state->merged, 1, work.spans.count, last)) continue;
+        merge_rows(work.spans, call.rows, 0, work.spans.count, copy, size,
+                   [&](int row, const Summary& summary) { write_row(call, work, state, row, summary); });
     }
-    if (thread_index() == 0) state->finished = 0;
 }
 
 template <class S>
 UNMASK_KERNEL(kThreads) race(UNMASK_PARAMETER Arguments arguments) {
     const HeadCall& call = arguments.call;
-    const int64_t blocks = arguments.work.blocks;
+    const int64_t blocks = arguments.work.blocks.count;
+    const int first = static_cast<int>(cta_index() * blocks / num_ctas());
     const int end = static_cast<int>((cta_index() + 1) * blocks / num_ctas());
-    int block = static_cast<int>(cta_index() * blocks / num_ctas());
     Front<S>& front = *reinterpret_cast<Front<S>*>(shared_memory());
     constexpr uint32_t kRing = sizeof(Front<S>);
     const int stages = arguments.stages;
     read_rows<S>(call, front.rows);
     sync_threads();
 
-    Loader<S> loader{block, end, 0, 0};
+    Loader<S> loader{first, end, 0, 0};
     for (int i = 0; i < stages - 1; ++i) loader.advance(call, front.rows, kRing, stages);
     int slot = 0;
-    for (; block < end; block += S::kBlocks) {
+    for (int block = first; block < end; block += S::kBlocks) {
         const bool all = end - block >= S::kBlocks;
         const float offset = own_offset<S>(call, block);
         typename S::Sums sums = {};
@@ -138,7 +135,7 @@ UNMASK_KERNEL(kThreads) race(UNMASK_PARAMETER Arguments arguments) {
         for (int i = 0; i < S::kBlocks && block + i < end; ++i) race_block<S>(arguments, front, sums, offset, block, i);
     }
 
-    if (comes_last(static_cast<State*>(call.state), &front.last)) finish(arguments, kRing);
+    finish(call, arguments.work, first, end, kRing, stages * S::kStageBytes, &front.last);
 }
 
 template <class S>
@@ -152,8 +149,8 @@ void run(const HeadCall& call, const Workspace& work, const Limits& limits, int 
     const int stages = stages_within<S>(limits.shared_bytes);
     if (stages < 2) throw std::runtime_error("sample_head: the device has too little shared memory for these rows");
     const int shared_bytes = static_cast<int>(sizeof(Front<S>)) + stages * S::kStageBytes;
-    launch(race<S>, smaller(ctas > 0 ? ctas : limits.multiprocessors, work.blocks), kThreads, shared_bytes, stream,
-           Arguments{call, work, stages, shared_bytes});
+    launch(race<S>, smaller(ctas > 0 ? ctas : limits.multiprocessors, work.blocks.count), kThreads, shared_bytes, stream,
+           Arguments{call, work, stages});
 }
 
 template <class Operand>
@@ -165,34 +162,44 @@ void run_rows(const HeadCall& call, const Workspace& work, const Limits& limits,
     return run<Shape<Operand, 256>>(call, work, limits, ctas, stream);
 }
 
-// The tables in the workspace of a call, and its size.
-size_t divide(const HeadCall& call, Workspace& work) {
-    work.blocks = (call.vocab + kNoiseBlock - 1) / kNoiseBlock;
-    work.stride = (work.blocks + kLanes - 1) / kLanes * kLanes;
-    const size_t entries = static_cast<size_t>(call.rows) * work.stride;
-    char* base = static_cast<char*>(call.workspace);
+// Deals out the workspace of a call; the tables have the alignment of a copy because their lines have kLanes numbers.
+struct Dealer {
+    char* base;
+    int64_t rows;
     size_t bytes = 0;
-    auto take = [&](size_t each) {
-        char* start = base + bytes;
-        bytes += each * entries;
-        return start;
-    };
-    work.winner = reinterpret_cast<uint64_t*>(take(sizeof(uint64_t)));
-    work.lse = reinterpret_cast<float*>(take(sizeof(float)));
-    if (call.ranked()) {
-        work.max = reinterpret_cast<float*>(take(sizeof(float)));
-        work.second = reinterpret_cast<float*>(take(sizeof(float)));
-        work.argmax = reinterpret_cast<int32_t*>(take(sizeof(int32_t)));
+
+    template <class T>
+    void take(T*& table, int stride) {
+        table = reinterpret_cast<T*>(base + bytes);
+        bytes += sizeof(T) * rows * stride;
     }
-    if (call.entropy) work.entropy = reinterpret_cast<float*>(take(sizeof(float)));
-    return bytes;
+
+    void take(Table& table, int count, const HeadCall& call) {
+        table.count = count;
+        table.stride = (count + kLanes - 1) / kLanes * kLanes;
+        take(table.lse, table.stride);
+        if (call.entropy) take(table.entropy, table.stride);
+        if (!call.ranked()) return;
+        take(table.max, table.stride);
+        take(table.second, table.stride);
+        take(table.argmax, table.stride);
+    }
+};
+
+size_t deal(const HeadCall& call, Workspace& work) {
+    const int blocks = (call.vocab + kNoiseBlock - 1) / kNoiseBlock;
+    Dealer dealer{static_cast<char*>(call.workspace), call.rows};
+    dealer.take(work.blocks, blocks, call);
+    dealer.take(work.spans, (blocks + kSpan - 1) / kSpan, call);
+    dealer.take(work.winner, work.blocks.stride);
+    return dealer.bytes;
 }
 
 }  // namespace
 
 size_t workspace_bytes(const HeadCall& call) {
     Workspace work{};
-    return divide(call, work);
+    return deal(call, work);
 }
 
 int max_rows(int device) {
@@ -206,7 +213,7 @@ void sample_head(const HeadCall& call, int device, void* stream, int ctas) {
     static_assert(sizeof(State) <= kStateBytes, "the state must fit");
     const OnDevice on_device(device);
     Workspace work{};
-    divide(call, work);
+    deal(call, work);
     const Limits limits = device_limits(device);
     if (call.type == Type::bf16)
         run_rows<Bf16>(call, work, limits, ctas, stream);

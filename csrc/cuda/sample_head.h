@@ -38,7 +38,7 @@ struct HeadCall {
     bool ranked() const { return max_prob || margin || argmax; }
 };
 
-constexpr size_t kStateBytes = kMaxRows * sizeof(uint64_t) + 16;
+constexpr size_t kStateBytes = 4112;
 
 size_t workspace_bytes(const HeadCall& call);
 
