@@ -43,7 +43,8 @@ CUDA_TARGETS = ["arch=compute_80,code=sm_80", "arch=compute_90a,code=sm_90a", "a
 
 def nvcc() -> str | None:
     homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
-    return shutil.which("nvcc", path=os.pathsep.join(os.path.join(home, "bin") for home in homes)) or shutil.which("nvcc")
+    folders = os.pathsep.join(os.path.join(home, "bin") for home in homes)
+    return shutil.which("nvcc", path=folders) or shutil.which("nvcc")
 
 
 class BuildKernels(build_ext):
@@ -89,7 +90,8 @@ class BuildKernels(build_ext):
 
 def cuda_runtime(compiler: str) -> str:
     """The static runtime of the toolkit, from the folders that this nvcc would link with."""
-    plan = subprocess.run([compiler, "--dryrun", "-x", "cu", os.devnull, "-o", os.devnull], capture_output=True, text=True)
+    command = [compiler, "--dryrun", "-x", "cu", os.devnull, "-o", os.devnull]
+    plan = subprocess.run(command, capture_output=True, text=True)
     folders = [word.strip('"')[2:] for word in plan.stderr.split() if word.strip('"').startswith("-L")]
     for folder in folders:
         path = os.path.join(folder, "libcudart_static.a")

@@ -243,8 +243,8 @@ UNMASK_DEVICE void draw_tokens(const HeadCall& call, const Workspace& work, cons
                        work.winner + static_cast<int64_t>(first + i) * work.blocks.stride + block, block);
 }
 
-// One summary of `count` neighbours in a table, the first at `place`. `lses` is a copy of theirs, of n numbers, a multiple
-// of kLanes. By a team of kLanes threads.
+// One summary of `count` neighbours in a table, the first at `place`. `lses` is a copy of theirs, of n numbers, a
+// multiple of kLanes. By a team of kLanes threads.
 UNMASK_DEVICE Summary merge(const Table& table, int64_t place, const float* lses, int count, int n) {
     using Members = Team<kLanes>;
     const float max = Members::max_of(lses, n), lse = logsumexp(max, Members::sum_exp_of(lses, n, max));
@@ -256,9 +256,11 @@ UNMASK_DEVICE Summary merge(const Table& table, int64_t place, const float* lses
         });
     if (!table.max) return summary;
     summary.rank.index = read_published(table.argmax + place);
-    for (int i = Members::rank(); i < count; i += kLanes)
-        summary.rank = join(summary.rank, {read_published(table.max + place + i), read_published(table.second + place + i),
-                                           read_published(table.argmax + place + i)});
+    for (int i = Members::rank(); i < count; i += kLanes) {
+        const int64_t at = place + i;
+        summary.rank = join(summary.rank, {read_published(table.max + at), read_published(table.second + at),
+                                           read_published(table.argmax + at)});
+    }
     summary.rank = Members::join_ranks(summary.rank);
     return summary;
 }
@@ -274,9 +276,10 @@ UNMASK_DEVICE void merge_rows(const Table& table, int rows, int column, int coun
         const int num_rows = smaller(chunk, rows - first);
         const int64_t start = static_cast<int64_t>(first) * table.stride + column;
         sync_threads();
-        for (int i = thread_index(); i < num_rows * pieces; i += kThreads)
-            copy_async(copy + 16 * i, table.lse + start + static_cast<int64_t>(i / pieces) * table.stride + i % pieces * 4,
-                       16);
+        for (int i = thread_index(); i < num_rows * pieces; i += kThreads) {
+            const float* line_start = table.lse + start + static_cast<int64_t>(i / pieces) * table.stride;
+            copy_async(copy + 16 * i, line_start + i % pieces * 4, 16);
+        }
         commit_copies();
         wait_copies<0>();
         sync_threads();

@@ -3,8 +3,8 @@
 // A CTA multiplies a run of noise blocks and races each as soon as its logits are known: the block's log-sum-exp goes
 // into a table, its score into an atomic maximum per row, and where it takes the lead the tokens of the block race at
 // once. A row has about log(blocks) leads, so this costs nothing and no logits leave the CTA. The CTA that completes a
-// span of blocks merges their log-sum-exps, the one that completes the last span merges the spans and writes the outputs.
-// Neither the grid nor the order of the CTAs changes a bit of them.
+// span of blocks merges their log-sum-exps; the one that completes the last span merges the spans and writes the
+// outputs. Neither the grid nor the order of the CTAs changes a bit of them.
 #include "sample_head.h"
 
 #include "product.cuh"
@@ -132,7 +132,8 @@ UNMASK_KERNEL(kThreads) race(UNMASK_PARAMETER Arguments arguments) {
                 multiply<S, 1>(sums, kRing + slot * S::kStageBytes);
             slot = slot + 1 == stages ? 0 : slot + 1;
         }
-        for (int i = 0; i < S::kBlocks && block + i < end; ++i) race_block<S>(arguments, front, sums, offset, block, i);
+        for (int i = 0; i < S::kBlocks && block + i < end; ++i)
+            race_block<S>(arguments, front, sums, offset, block, i);
     }
 
     finish(call, arguments.work, first, end, kRing, stages * S::kStageBytes, &front.last);
