@@ -41,9 +41,8 @@ def emulator(tmp_path_factory):
     folders = [ROOT / "tests/cuda_emulator", ROOT / "csrc", pybind11.get_include(), sysconfig.get_path("include")]
     names = "csrc/cuda/sample_head.cu", "csrc/bind_cuda.cpp", "tests/cuda_emulator/emulator.cpp"
     flags = ["-O2", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden", "-DUNMASK_EMULATOR"]
-    subprocess.run(
-        ["g++", *flags, *(f"-I{f}" for f in folders), "-x", "c++", *(ROOT / n for n in names), "-o", path], check=True
-    )
+    includes, sources = [f"-I{folder}" for folder in folders], [ROOT / name for name in names]
+    subprocess.run(["g++", *flags, *includes, "-x", "c++", *sources, "-o", path], check=True)
     spec = importlib.util.spec_from_file_location("_cuda", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -150,8 +150,8 @@ void run(const HeadCall& call, const Workspace& work, const Limits& limits, int 
     const int stages = stages_within<S>(limits.shared_bytes);
     if (stages < 2) throw std::runtime_error("sample_head: the device has too little shared memory for these rows");
     const int shared_bytes = static_cast<int>(sizeof(Front<S>)) + stages * S::kStageBytes;
-    launch(race<S>, smaller(ctas > 0 ? ctas : limits.multiprocessors, work.blocks.count), kThreads, shared_bytes, stream,
-           Arguments{call, work, stages});
+    ctas = smaller(ctas > 0 ? ctas : limits.multiprocessors, work.blocks.count);
+    launch(race<S>, ctas, kThreads, shared_bytes, stream, Arguments{call, work, stages});
 }
 
 template <class Operand>
