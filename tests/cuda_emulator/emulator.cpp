@@ -23,6 +23,7 @@ unsigned seed = 0;
 int launches = 0;
 
 constexpr size_t kStack = 128 << 10;
+constexpr uint32_t kLast = 1u << 31;
 
 struct Copy {
     char* to;
@@ -79,9 +80,10 @@ struct Grid {
     std::string failure;
 
     uint32_t priority(const Thread& thread) {
-        return order == Order::random ? random() : order == Order::rising ? thread.id : ~thread.id;
+        return order == Order::random ? random() / 2 : order == Order::rising ? thread.id : kLast - 1 - thread.id;
     }
     void wake(Thread& thread) { ready.insert({priority(thread), &thread}); }
+    void wake_last(Thread& thread) { ready.insert({kLast + priority(thread), &thread}); }
 };
 Grid* grid = nullptr;
 
@@ -159,6 +161,11 @@ void fail(const char* message) {
 
 void yield() {
     grid->wake(*grid->current);
+    suspend();
+}
+
+void stall() {
+    grid->wake_last(*grid->current);
     suspend();
 }
 

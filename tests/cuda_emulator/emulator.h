@@ -18,7 +18,8 @@ int cta_index();
 int num_ctas();
 char* shared_memory();
 void sync_threads();
-void yield();
+void yield();  // to any other thread
+void stall();  // until all other threads wait, for whatever it may be
 
 // Blocks until the 32 lanes of the warp meet in the instruction `name`, then runs it once on all their operands.
 void meet(const char* name, void* operands, void (*run)(void* const (&lanes)[32]));
@@ -132,6 +133,7 @@ inline uint32_t atomic_add(uint32_t* to, uint32_t value) {
     emulator::yield();
     const uint32_t before = *to;
     *to += value;
+    emulator::stall();
     return before;
 }
 inline uint64_t atomic_max(uint64_t* to, uint64_t value) {
