@@ -66,6 +66,13 @@ UNMASK_DEVICE void load_matrices(uint32_t (&to)[2], uint32_t from) {
                  : "memory");
 }
 
+// 2^x to two units in the last place, 0 where that is below the normal numbers.
+UNMASK_DEVICE float exp2_approximate(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 struct Bf16 {};
 struct Fp16 {};
 

@@ -34,7 +34,8 @@ struct Shape {
 struct Row {
     int64_t start;  // of its hidden numbers; -1: no such row, all zeros
     uint32_t position, sequence, draw;
-    float temperature;
+    float scale;  // of its logits: one over the temperature
+    bool random;  // or the largest logit
 };
 
 // Pieces of eight lines in a column of shared memory fall into different banks.

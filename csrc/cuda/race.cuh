@@ -42,8 +42,11 @@ UNMASK_DEVICE RowKey key_of(const Row& row, uint64_t seed) {
     return {row.position, row.sequence, row.draw, static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)};
 }
 
-// exp(x), 0 below the range in which exp_nonpositive is relative; x is at most 0 but for rounding.
-UNMASK_DEVICE float probability(float x) { return x > -87.0f ? exp_nonpositive(x < 0.0f ? x : 0.0f) : 0.0f; }
+// exp(x) by the hardware; relative, and 0 below 1e-38.
+UNMASK_DEVICE float exp_of(float x) { return exp2_approximate(x * 1.44269504f); }
+
+// exp(x) of an x that is at most 0 but for rounding.
+UNMASK_DEVICE float probability(float x) { return exp_of(x < 0.0f ? x : 0.0f); }
 
 // The two largest of some numbers and the lowest index of the largest.
 struct Rank {
@@ -89,26 +92,20 @@ struct Team {
         return value;
     }
 
-    // join over value(i), i in [0, n), n a multiple of kLanes.
-    template <class Join, class Value>
-    UNMASK_DEVICE static float reduce(int n, float start, Join join, Value value) {
+    // Which of the kLanes * kSteps numbers the k-th of this thread is.
+    UNMASK_DEVICE static int index(int k) { return k / kOwn * kLanes + k % kOwn * kSize + rank(); }
+
+    // join over value(k), this thread's numbers k in [0, count), count a multiple of kOwn; kUnroll steps at a time.
+    template <int kUnroll, class Join, class Value>
+    UNMASK_DEVICE static float reduce(int count, float start, Join join, Value value) {
         float lane[kOwn];
 #pragma unroll
         for (int own = 0; own < kOwn; ++own) lane[own] = start;
-#pragma unroll kSize / 2
-        for (int first = 0; first < n; first += kLanes)
+#pragma unroll kUnroll
+        for (int first = 0; first < count; first += kOwn)
 #pragma unroll
-            for (int own = 0; own < kOwn; ++own) lane[own] = join(value(first + own * kSize + rank()), lane[own]);
+            for (int own = 0; own < kOwn; ++own) lane[own] = join(value(first + own), lane[own]);
         return fold_lanes(lane, join);
-    }
-
-    UNMASK_DEVICE static float max_of(const float* x, int n) {
-        return reduce(n, -kInfinity, Larger{}, [&](int i) { return x[i]; });
-    }
-
-    UNMASK_DEVICE static float sum_exp_of(const float* x, int n, float max) {
-        const float shift = max == -kInfinity ? 0.0f : max;
-        return reduce(n, 0.0f, Sum{}, [&](int i) { return exp_nonpositive(x[i] - shift); });
     }
 
     UNMASK_DEVICE static Rank join_ranks(Rank rank) {
@@ -123,94 +120,129 @@ struct Team {
 // Rows of a turn of the race in shared memory; kStride keeps teams out of each other's banks.
 template <class S>
 struct Tile {
-    static constexpr int kTeam = kThreads / S::kPart < kLanes ? kThreads / S::kPart : kLanes;
+    static constexpr int kTeam = S::kPart < 32 || S::kRows > 64 ? kLanes : 8;  // fewer would crowd the registers
     static constexpr int kStride = kNoiseBlock + kTeam;
 
     float logits[S::kPart * kStride];
-    float offset[kNoiseBlock];  // -inf after the last id
-    int leads[S::kPart];        // this block beat every block its row has seen
+    float offset[kNoiseBlock];                // -inf after the last id
+    float noise[S::kBlocks * S::kRows];       // by block and row
+    int leads[S::kPart];                      // this block beat every block its row has seen
 };
 
-// Bias, forbidden ids and temperature, in place.
+// A row's share of the noise block that a thread holds in registers.
 template <class S>
-UNMASK_DEVICE void temper(const HeadCall& call, Tile<S>& tile, float* logits, float temperature, int row, int block) {
+struct Share {
     using Members = Team<Tile<S>::kTeam>;
-    const int words = (call.vocab + 31) / 32, first_word = block * (kNoiseBlock / 32);
-    const int32_t* allow = call.allow ? call.allow + smaller(row, call.rows - 1) * call.allow_stride : nullptr;
-    const bool divide = temperature != 0.0f && temperature != 1.0f;
-#pragma unroll Tile<S>::kTeam / 2
-    for (int first = 0; first < kNoiseBlock; first += kLanes) {
-        const int word = first_word + first / 32;
-        const uint32_t allowed = !allow ? ~0u : word < words ? static_cast<uint32_t>(allow[word]) : 0u;
+    static constexpr int kCount = kNoiseBlock / Tile<S>::kTeam, kSteps = kNoiseBlock / kLanes;
+    float logits[kCount];
+
+    template <class Join, class Value>
+    UNMASK_DEVICE static float reduce(float start, Join join, Value value) {
+        return Members::template reduce<kSteps>(kCount, start, join, value);
+    }
+
+    // Bias, forbidden ids and temperature come on top of the product.
+    UNMASK_DEVICE Share(const HeadCall& call, const Tile<S>& tile, const float* product, float scale, int row,
+                        int block) {
 #pragma unroll
-        for (int own = 0; own < Members::kOwn; ++own) {
-            const int i = first + own * Tile<S>::kTeam + Members::rank();
-            const float offset = allowed >> (i % 32) & 1 ? tile.offset[i] : -kInfinity;
-            float logit = offset == -kInfinity ? offset : logits[i] + offset;
-            if (divide) logit /= temperature;
-            logits[i] = logit;
+        for (int k = 0; k < kCount; ++k) {
+            const int i = Members::index(k);
+            logits[k] = tile.offset[i] == -kInfinity ? -kInfinity : (product[i] + tile.offset[i]) * scale;
+        }
+        if (call.allow) forbid(call, row, block);
+    }
+
+    UNMASK_DEVICE void forbid(const HeadCall& call, int row, int block) {
+        const int32_t* allow = call.allow + smaller(row, call.rows - 1) * call.allow_stride;
+        const int words = (call.vocab + 31) / 32, first = block * (kNoiseBlock / 32);
+#pragma unroll
+        for (int k = 0; k < kCount; ++k) {
+            const int i = Members::index(k), word = first + i / 32;
+            const uint32_t allowed = word < words ? static_cast<uint32_t>(allow[word]) : 0u;
+            if (!(allowed >> (i % 32) & 1)) logits[k] = -kInfinity;
         }
     }
-}
 
-// Sum of p log p of the block's softmax, times -1.
-template <class Members>
-UNMASK_DEVICE float block_entropy(const float* logits, float max, float sum) {
-    const float shift = max == -kInfinity ? 0.0f : max;
-    const float weighted = Members::reduce(kNoiseBlock, 0.0f, Sum{}, [&](int i) {
-        const float x = logits[i] - shift;
-        return x == -kInfinity ? 0.0f : exp_nonpositive(x) * x;
-    });
-    return max == -kInfinity ? 0.0f : log_positive(sum) - weighted / sum;
-}
-
-template <class Members>
-UNMASK_DEVICE Rank block_rank(const float* logits, int first) {
-    Rank rank{-kInfinity, -kInfinity, first};
-    for (int i = Members::rank(); i < kNoiseBlock; i += kLanes / Members::kOwn) {
-        const float x = logits[i];
-        if (x > rank.max)
-            rank = {x, rank.max, first + i};
-        else if (x > rank.second)
-            rank.second = x;
+    UNMASK_DEVICE float max() const {
+        return reduce(-kInfinity, Larger{}, [&](int k) { return logits[k]; });
     }
-    return Members::join_ranks(rank);
+
+    UNMASK_DEVICE float sum_exp(float shift) const {
+        return reduce(0.0f, Sum{}, [&](int k) { return exp_of(logits[k] - shift); });
+    }
+
+    // Of the softmax over the block, given sum_exp(shift).
+    UNMASK_DEVICE float entropy(float shift, float sum) const {
+        const float weighted = reduce(0.0f, Sum{}, [&](int k) {
+            const float x = logits[k] - shift;
+            return x == -kInfinity ? 0.0f : exp_of(x) * x;
+        });
+        return sum > 0.0f ? log_positive(sum) - weighted / sum : 0.0f;
+    }
+
+    UNMASK_DEVICE Rank rank(int first) const {
+        Rank rank{-kInfinity, -kInfinity, first};
+#pragma unroll
+        for (int k = 0; k < kCount; ++k) {
+            const bool largest = logits[k] > rank.max;
+            const float other = largest ? rank.max : logits[k];
+            if (other > rank.second) rank.second = other;
+            if (largest) rank.max = logits[k], rank.index = first + Members::index(k);
+        }
+        return Members::join_ranks(rank);
+    }
+};
+
+// This thread's share of the block noise of all rows, for the blocks multiplied together.
+template <class S>
+UNMASK_DEVICE void draw_noise(const HeadCall& call, const Row* rows, Tile<S>& tile, int first_block) {
+    static_assert(S::kBlocks * S::kRows <= kThreads, "a thread draws one number");
+    const int row = thread_index() % S::kRows, block = first_block + thread_index() / S::kRows;
+    if (thread_index() >= S::kBlocks * S::kRows || row >= call.rows) return;
+    const Words words = philox(key_of(rows[row], call.seed), kBlockRace, block);
+    tile.noise[thread_index()] = gumbel(words.w0, words.w1);
 }
 
-// Tempers the tile's logits and scores the block for each of its rows.
+// Scores a block, the i-th of those multiplied together, for one row of the tile.
+template <class S>
+UNMASK_DEVICE void score_row(const HeadCall& call, const Workspace& work, State* state, const Row* rows, Tile<S>& tile,
+                             int block, int i, int part, int member) {
+    using Members = Team<Tile<S>::kTeam>;
+    const int row = part * S::kPart + member;
+    const uint64_t leader = read_published(state->best + row);  // early: a leader rarely falls
+    float* product = tile.logits + member * Tile<S>::kStride;
+    const Share<S> share(call, tile, product, rows[row].scale, row, block);
+    const float max = share.max(), shift = max == -kInfinity ? 0.0f : max, sum = share.sum_exp(shift);
+    Summary summary{logsumexp(max, sum), 0.0f, {}};
+    if (work.blocks.entropy) summary.entropy = share.entropy(shift, sum);
+    if (work.blocks.max) summary.rank = share.rank(block * kNoiseBlock);
+    const float score = rows[row].random ? summary.lse + tile.noise[i * S::kRows + row] : max;
+    const uint64_t order = order_of(score, block);
+    const bool leads = score > -kInfinity && order > leader;
+    if (leads) {
+#pragma unroll
+        for (int k = 0; k < share.kCount; ++k) product[Members::index(k)] = share.logits[k];
+    }
+    if (Members::rank() != 0 || row >= call.rows) return;
+    enter(work.blocks, row, block, summary);
+    tile.leads[member] = leads && order > atomic_max(state->best + row, order);
+}
+
 template <class S>
 UNMASK_DEVICE void score_block(const HeadCall& call, const Workspace& work, State* state, const Row* rows,
-                               Tile<S>& tile, int block, int part) {
-    constexpr int kTeam = Tile<S>::kTeam;
-    using Members = Team<kTeam>;
-    const int member = thread_index() / kTeam, row = part * S::kPart + member;
-    const int first_of_warp = thread_index() / 32 * (32 / kTeam);
-    if (first_of_warp >= S::kPart || part * S::kPart + first_of_warp >= call.rows) return;
-    float* logits = tile.logits + member * Tile<S>::kStride;
-    const float temperature = rows[row].temperature;
-    temper<S>(call, tile, logits, temperature, row, block);
-    const float max = Members::max_of(logits, kNoiseBlock);
-    const float sum = Members::sum_exp_of(logits, kNoiseBlock, max), lse = logsumexp(max, sum);
-    const bool writes = Members::rank() == 0 && row < call.rows;
-    Summary summary{lse, 0.0f, {}};
-    if (work.blocks.entropy) summary.entropy = block_entropy<Members>(logits, max, sum);
-    if (work.blocks.max) summary.rank = block_rank<Members>(logits, block * kNoiseBlock);
-    if (!writes) return;
-    enter(work.blocks, row, block, summary);
-    float score = max;
-    if (temperature != 0.0f) {
-        const Words words = philox(key_of(rows[row], call.seed), kBlockRace, block);
-        score = lse + gumbel(words.w0, words.w1);
-    }
-    const uint64_t order = order_of(score, block);
-    tile.leads[member] = score > -kInfinity && order > atomic_max(state->best + row, order);
+                               Tile<S>& tile, int block, int i, int part) {
+    constexpr int kTeam = Tile<S>::kTeam, kAtOnce = kThreads / kTeam;
+    const int num_rows = smaller(S::kPart, call.rows - part * S::kPart), of_warp = thread_index() / 32 * (32 / kTeam);
+#pragma unroll 1
+    for (int first = 0; first + of_warp < num_rows; first += kAtOnce)  // a warp's teams stay together
+        score_row<S>(call, work, state, rows, tile, block, i, part, first + thread_index() / kTeam);
 }
 
 // A warp draws the token that the row takes if this block stays in the lead.
 UNMASK_DEVICE void draw_token(const float* logits, const Row& row, uint64_t seed, uint64_t* winner, int block) {
     const int lane = thread_index() % 32;
     float gumbels[4] = {};
-    if (row.temperature != 0.0f) {
+    if (row.random) {
         const Words words = philox(key_of(row, seed), kTokenRace, block * (kNoiseBlock / 4) + lane);
         gumbels[0] = gumbel(words.w0);
         gumbels[1] = gumbel(words.w1);
@@ -247,12 +279,17 @@ UNMASK_DEVICE void draw_tokens(const HeadCall& call, const Workspace& work, cons
 // multiple of kLanes. By a team of kLanes threads.
 UNMASK_DEVICE Summary merge(const Table& table, int64_t place, const float* lses, int count, int n) {
     using Members = Team<kLanes>;
-    const float max = Members::max_of(lses, n), lse = logsumexp(max, Members::sum_exp_of(lses, n, max));
+    const auto reduce = [&](float start, auto join, auto value) {
+        return Members::reduce<4>(n / kLanes, start, join, [&](int k) { return value(Members::index(k)); });
+    };
+    const float max = reduce(-kInfinity, Larger{}, [&](int i) { return lses[i]; });
+    const float shift = max == -kInfinity ? 0.0f : max;
+    const float lse = logsumexp(max, reduce(0.0f, Sum{}, [&](int i) { return exp_of(lses[i] - shift); }));
     Summary summary{lse, 0.0f, {-kInfinity, -kInfinity, 0}};
     if (table.entropy)
-        summary.entropy = Members::reduce(n, 0.0f, Sum{}, [&](int i) {
-            const float x = lses[i] - lse;
-            return x > -87.0f ? probability(x) * (read_published(table.entropy + place + i) - x) : 0.0f;
+        summary.entropy = reduce(0.0f, Sum{}, [&](int i) {
+            const float x = lses[i] - lse, p = probability(x);
+            return p > 0.0f ? p * (read_published(table.entropy + place + i) - x) : 0.0f;
         });
     if (!table.max) return summary;
     summary.rank.index = read_published(table.argmax + place);

@@ -31,14 +31,16 @@ template <class S>
 UNMASK_DEVICE void read_rows(const HeadCall& call, Row* rows) {
     for (int row = thread_index(); row < S::kRows; row += kThreads) {
         Row& to = rows[row];
-        to = {-1, 0, 0, 0, 1.0f};
+        to = {-1, 0, 0, 0, 1.0f, false};
         if (row >= call.rows) continue;
         const int64_t* key = call.keys + 3 * row;
         to.start = (call.gather ? call.gather[row] : row) * call.hidden_stride;
         to.position = static_cast<uint32_t>(key[1]);
         to.sequence = static_cast<uint32_t>(key[0]);
         to.draw = static_cast<uint32_t>(key[2]);
-        to.temperature = call.temperatures ? call.temperatures[row] : call.temperature;
+        const float temperature = call.temperatures ? call.temperatures[row] : call.temperature;
+        to.random = temperature != 0.0f;
+        to.scale = to.random ? 1.0f / temperature : 1.0f;
     }
 }
 
@@ -67,7 +69,7 @@ UNMASK_DEVICE void race_block(const Arguments& arguments, Front<S>& front, const
                 store_logits<S>(sums[S::kBlocks - 1], front.tile.logits, Tile<S>::kStride);
         }
         sync_threads();
-        score_block<S>(call, arguments.work, state, front.rows, front.tile, block, part);
+        score_block<S>(call, arguments.work, state, front.rows, front.tile, block, i, part);
         sync_threads();
         draw_tokens<S>(call, arguments.work, front.rows, front.tile, block, part);
     }
@@ -121,6 +123,7 @@ UNMASK_KERNEL(kThreads) race(UNMASK_PARAMETER Arguments arguments) {
     for (int block = first; block < end; block += S::kBlocks) {
         const bool all = end - block >= S::kBlocks;
         const float offset = own_offset<S>(call, block);
+        draw_noise<S>(call, front.rows, front.tile, block);
         typename S::Sums sums = {};
         for (int column = 0; column < call.dim; column += kDepth) {
             wait_for_stage(stages - 2);

@@ -2,6 +2,7 @@
 // early or in another order happens late, early or in another order on request.
 #pragma once
 
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -116,6 +117,11 @@ void load_matrices(uint32_t (&to)[kCount], uint32_t from) {
     if (from % 16) emulator::fail("a row of a matrix must lie on 16 bytes");
     emulator::Matrices own{to, shared_memory() + from};
     emulator::meet("load_matrices", &own, emulator::load_matrices<kCount>);
+}
+
+inline float exp2_approximate(float x) {
+    const float y = exp2f(x);
+    return y < 0x1p-126f ? 0.0f : y;
 }
 
 struct Bf16 {};
