@@ -21,19 +21,19 @@ def status() -> tuple[bool, str]:
     if _cuda is None:
         how = "UNMASK_CUDA=1 pip install . (or -e .) builds it and needs nvcc"
         return False, f"the compiled extension unmask.kernels._cuda is missing ({_missing}); {how}"
-    if torch.version.cuda is None or not torch.cuda.is_available():
+    best = max(_capabilities(), default=None)
+    if best is None:
         return False, "compiled extension; torch sees no CUDA device"
-    found = [torch.cuda.get_device_capability(device) for device in range(torch.cuda.device_count())]
-    if max(found) < (8, 0):
-        return False, f"compiled extension; needs compute capability 8.0, found {_dotted(max(found))}"
-    return True, f"compiled extension, compute capability {_dotted(max(found))}"
+    if best < (8, 0):
+        return False, f"compiled extension; needs compute capability 8.0, found {_dotted(best)}"
+    return True, f"compiled extension, compute capability {_dotted(best)}"
 
 
 def refuses(call: HeadCall) -> str | None:
     device = call.hidden.device
     if device.type != "cuda":
         return f"needs CUDA tensors, got {device}"
-    capability = torch.cuda.get_device_capability(device)
+    capability = _capabilities()[device.index]
     if capability < (8, 0):
         return f"needs compute capability 8.0, {device} has {_dotted(capability)}"
     return unserved(call, _max_rows(device.index))
@@ -122,6 +122,14 @@ def _state(device: torch.device, stream: int) -> Tensor:
     if key not in _states:
         _states[key] = torch.zeros(_cuda.STATE_BYTES, dtype=torch.uint8, device=device)
     return _states[key]
+
+
+@functools.cache
+def _capabilities() -> tuple[tuple[int, int], ...]:
+    """Of every CUDA device that torch sees."""
+    if torch.version.cuda is None or not torch.cuda.is_available():
+        return ()
+    return tuple(map(torch.cuda.get_device_capability, range(torch.cuda.device_count())))
 
 
 @functools.cache
