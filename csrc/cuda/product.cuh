@@ -70,7 +70,8 @@ struct Loader {
 #pragma unroll
         for (int i = 0; i < S::kIds; i += kLinesAtOnce)
             if (i < ids) {
-                copy_async(to + i * kLineBytes, weight, id + i < call.vocab ? bytes : 0);
+                const int present = id + i < call.vocab ? bytes : 0;
+                copy_async(to + i * kLineBytes, present ? weight : static_cast<const char*>(call.weight), present);
                 weight += step;
             }
         const char* hidden = static_cast<const char*>(call.hidden) + 2 * first;
@@ -78,7 +79,9 @@ struct Loader {
         for (int i = 0; i < S::kRows; i += kLinesAtOnce)
             if (S::kRows >= kLinesAtOnce || line < S::kRows) {
                 const int64_t start = rows[line + i].start;
-                copy_async(to + (S::kIds + i) * kLineBytes, hidden + 2 * start, start >= 0 ? bytes : 0);
+                const int present = start >= 0 ? bytes : 0;
+                const char* from = present ? hidden + 2 * start : static_cast<const char*>(call.hidden);
+                copy_async(to + (S::kIds + i) * kLineBytes, from, present);
             }
     }
 };

@@ -124,9 +124,9 @@ struct Tile {
     static constexpr int kStride = kNoiseBlock + kTeam;
 
     float logits[S::kPart * kStride];
-    float offset[kNoiseBlock];                // -inf after the last id
-    float noise[S::kBlocks * S::kRows];       // by block and row
-    int leads[S::kPart];                      // this block beat every block its row has seen
+    float offset[kNoiseBlock];           // -inf after the last id
+    float noise[S::kBlocks * S::kRows];  // by block and row
+    int leads[S::kPart];                 // this block beat every block its row has seen
 };
 
 // A row's share of the noise block that a thread holds in registers.
@@ -219,7 +219,7 @@ UNMASK_DEVICE void score_row(const HeadCall& call, const Workspace& work, State*
     const float score = rows[row].random ? summary.lse + tile.noise[i * S::kRows + row] : max;
     const uint64_t order = order_of(score, block);
     const bool leads = score > -kInfinity && order > leader;
-    if (leads) {
+    if (leads) {  // the leader only rises: where rank 0 takes the lead below, no thread has seen a better one
 #pragma unroll
         for (int k = 0; k < share.kCount; ++k) product[Members::index(k)] = share.logits[k];
     }
