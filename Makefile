@@ -1,6 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
-SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/*)
+SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/* csrc/cuda/*)
 
 .PHONY: env sample test bench gpu-check lint clean
 

@@ -555,7 +555,7 @@ BAD = [
     ({"out": (BUFFER, torch.tensor([0, 1]))}, ValueError, r"out positions must be \[4\], one per row, got shape \[2\]"),
     ({"out": (BUFFER.int(), torch.arange(4))}, TypeError, "out buffer must be an int64 tensor, got int32"),
     ({"out": (BUFFER.view(3, 3).T, torch.arange(4))}, ValueError, "out buffer must be contiguous .*got strides"),
-    ({"impl": "gpu"}, ValueError, "impl of sample_head must be None or one of 'cpu', 'reference', got 'gpu'"),
+    ({"impl": "gpu"}, ValueError, "impl of sample_head must be None or one of 'cuda', 'cpu', 'reference', got 'gpu'"),
 ]
 
 
@@ -607,7 +607,7 @@ def test_the_border_of_the_extension_checks_for_itself():
 
 def test_explain_lists_every_implementation_with_a_reason():
     lines = {line.implementation: line for line in dispatch.explain() if line.operator == "sample_head"}
-    assert list(lines) == ["cpu", "reference"]
+    assert list(lines) == ["cuda", "cpu", "reference"]
     assert all(line.reason for line in lines.values())
     assert [name for name, line in lines.items() if line.picked] == ["cpu" if usable else "reference"]
 
