@@ -8,12 +8,13 @@ from torch import Tensor
 from unmask.kernels import checks, noise
 from unmask.kernels.checks import NonFiniteLogits
 from unmask.kernels.dispatch import Implementation, Operator
-from unmask.kernels.sample_head import cpu, reference
+from unmask.kernels.sample_head import cpu, cuda, reference
 from unmask.kernels.sample_head.call import EXTRAS, HeadCall, HeadSample
 
 OPERATOR = Operator(
     "sample_head",
     (
+        Implementation("cuda", cuda.sample_head, cuda.status, cuda.refuses),
         Implementation("cpu", cpu.sample_head, cpu.status, cpu.refuses),
         Implementation("reference", reference.sample_head, lambda: (True, "plain torch, any device")),
     ),
