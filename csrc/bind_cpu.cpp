@@ -93,9 +93,10 @@ TemperedHead tempered(const py::tuple& t) {
     return law;
 }
 
-void expected_embedding(const py::tuple& logits, const py::tuple& table, int threads, uintptr_t embedding, uintptr_t lse,
-                        const std::string& isa) {
-    EmbeddingCall call{tempered(logits), matrix("table", table), threads, pointer<float>(embedding), pointer<float>(lse)};
+void expected_embedding(const py::tuple& logits, const py::tuple& table, int threads, uintptr_t embedding,
+                        uintptr_t lse, const std::string& isa) {
+    EmbeddingCall call{tempered(logits), matrix("table", table), threads, pointer<float>(embedding),
+                       pointer<float>(lse)};
     require(call.table.rows == call.logits.head.vocab(), "table must be [V, E]");
     require(threads > 0, "threads must be positive");
     if (call.logits.head.num_rows == 0) return;

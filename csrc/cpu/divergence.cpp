@@ -32,7 +32,8 @@ UNMASK_FN float excess(float d) {
 // those of their insides come on top. With p and q the two probabilities and d = log p - log q, a term of KL is
 // p (d + exp(-d) - 1) = p d + q - p, never negative: what it adds to p d sums to zero.
 template <bool kInsides>
-inline Pair compare(const float* a, const float* b, int n, const float* kls = nullptr, const float* entropies = nullptr) {
+inline Pair compare(const float* a, const float* b, int n, const float* kls = nullptr,
+                    const float* entropies = nullptr) {
     const float max_a = maximum(a, n), max_b = maximum(b, n);
     const float lse_a = logsumexp(max_a, sum_exp(a, n, max_a)), lse_b = logsumexp(max_b, sum_exp(b, n, max_b));
     if (lse_a == -kInfinity) return {lse_a, lse_b, 0.0f, 0.0f};

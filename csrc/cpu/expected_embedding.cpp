@@ -12,9 +12,9 @@
 namespace unmask {
 namespace {
 
-constexpr int64_t kSpan = 8;             // noise blocks
-constexpr int64_t kBudget = 8 << 20;     // bytes for the sums of a wave
-constexpr int64_t kStrip = 4 * kWidth;   // columns of the table in one register-blocked product
+constexpr int64_t kSpan = 8;            // noise blocks
+constexpr int64_t kBudget = 8 << 20;    // bytes for the sums of a wave
+constexpr int64_t kStrip = 4 * kWidth;  // columns of the table in one register-blocked product
 
 class Expectation {
    public:
@@ -58,8 +58,8 @@ class Expectation {
     const int64_t width_, stride_, blocks_, spans_;
     int threads_;
     int64_t chunk_, wave_, first_ = 0, rows_ = 0;
-    float *max_ = nullptr, *mass_ = nullptr;  // [wave + 1, chunk]: of the spans of the wave, and of all before it
-    float* vectors_ = nullptr;                // [wave, chunk, stride]; all before it are in call_.embedding
+    float *max_ = nullptr, *mass_ = nullptr;      // [wave + 1, chunk]: of the spans of the wave, and of all before it
+    float* vectors_ = nullptr;                    // [wave, chunk, stride]; all before it are in call_.embedding
     float *tiles_ = nullptr, *strips_ = nullptr;  // [threads, chunk, kBlock], [threads, kBlock, kStrip]
 
     float* embedding(int64_t row) const { return call_.embedding + (first_ + row) * width_; }

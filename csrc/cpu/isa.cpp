@@ -3,8 +3,8 @@
 
 namespace unmask {
 
-#define UNMASK_DECLARE(isa)                    \
-    void sample_head_##isa(const HeadCall&);          \
+#define UNMASK_DECLARE(isa)                              \
+    void sample_head_##isa(const HeadCall&);             \
     void expected_embedding_##isa(const EmbeddingCall&); \
     void divergence_##isa(const DivergenceCall&);
 #define UNMASK_KERNELS(isa, supported) {#isa, supported, sample_head_##isa, expected_embedding_##isa, divergence_##isa}
