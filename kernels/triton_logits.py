@@ -3,6 +3,7 @@
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from unmask.kernels.dispatch import interpreted
 from unmask.kernels.logits import Logits
@@ -13,12 +14,16 @@ _INTERPRETED = tl.constexpr(interpreted())
 
 def operands(logits: Logits, rows: slice) -> tuple:
     """The first arguments of logits_tile for a kernel over these rows."""
-    temperature = torch.as_tensor(logits.temperature, dtype=torch.float32, device=logits.hidden.device)
+    if isinstance(logits.temperature, Tensor):
+        temperature = logits.temperature[rows].contiguous()
+    else:  # filled on the device: a copy from the host could not be captured
+        num_rows = len(range(logits.num_rows)[rows])
+        temperature = torch.full((num_rows,), logits.temperature, dtype=torch.float32, device=logits.hidden.device)
     return (
         logits.hidden[rows] if logits.rows is None else logits.hidden,
         logits.weight,
         None if logits.offset is None else logits.offset.float().contiguous(),
-        temperature.expand(logits.num_rows)[rows].contiguous(),
+        temperature,
         None if logits.rows is None else logits.rows[rows].contiguous(),
         *logits.hidden.stride(),
         *((0, 0) if logits.weight is None else logits.weight.stride()),
