@@ -1,8 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
-SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/*)
+SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/* csrc/cuda/*)
 
-.PHONY: env sample test lint clean
+.PHONY: env sample test bench gpu-check lint clean
 
 env: .venv/ready
 
@@ -17,6 +17,14 @@ sample: env
 
 test: env
 	$(BIN)/python -m pytest -q
+
+# Times sample_head beside its peers on two cores; let nothing else run meanwhile.
+bench: env
+	$(BIN)/python -m benchmarks.sample_head --device cpu --threads 2 --out runs/bench/sample_head-cpu.json
+
+# For a machine with an NVIDIA GPU, with the packages that its Python has: build, tests, benchmarks, in under ten minutes.
+gpu-check:
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m benchmarks.gpu_check
 
 lint: env
 	$(BIN)/ruff check .

@@ -6,6 +6,8 @@
 
 #include "cpu/add_norm.h"
 #include "cpu/attention.h"
+#include "cpu/divergence.h"
+#include "cpu/expected_embedding.h"
 #include "cpu/isa.h"
 #include "cpu/sample_head.h"
 #include "noise.h"
@@ -125,6 +127,29 @@ void add_norm(const py::tuple& residual, const py::object& delta, const py::tupl
     run(call);
 }
 
+// (hidden, weight, rows, number of rows, address of the offset or 0, address of the temperatures)
+TemperedHead tempered(const py::tuple& t) {
+    TemperedHead law;
+    law.head = head(t[0].cast<py::tuple>(), t[1], t[2].cast<uintptr_t>(), t[3].cast<int64_t>());
+    law.offset = pointer<const float>(t[4].cast<uintptr_t>());
+    law.temperature = pointer<const float>(t[5].cast<uintptr_t>());
+    require(law.temperature || law.head.num_rows == 0, "temperature must have an address");
+    return law;
+}
+
+void expected_embedding(const py::tuple& logits, const py::tuple& table, int threads, uintptr_t embedding,
+                        uintptr_t lse, const std::string& isa) {
+    EmbeddingCall call{tempered(logits), matrix("table", table), threads, pointer<float>(embedding),
+                       pointer<float>(lse)};
+    require(call.table.rows == call.logits.head.vocab(), "table must be [V, E]");
+    require(threads > 0, "threads must be positive");
+    if (call.logits.head.num_rows == 0) return;
+    require(embedding && lse, "embedding and lse must have an address");
+    const auto run = kernels_of(isa).expected_embedding;
+    py::gil_scoped_release release;
+    run(call);
+}
+
 // (address, token stride, head stride)
 Heads heads(const char* name, const std::tuple<uintptr_t, int64_t, int64_t>& t) {
     require(std::get<0>(t), name + std::string(" must have an address"));
@@ -165,6 +190,20 @@ void attention(const std::tuple<uintptr_t, int64_t, int64_t>& query, const std::
     run(call);
 }
 
+void divergence(const py::tuple& a, const py::tuple& b, int threads, uintptr_t kl, uintptr_t entropy, uintptr_t lse_a,
+                uintptr_t lse_b, const std::string& isa) {
+    DivergenceCall call{tempered(a), tempered(b), threads, pointer<float>(kl), pointer<float>(entropy),
+                        pointer<float>(lse_a), pointer<float>(lse_b)};
+    require(call.a.head.num_rows == call.b.head.num_rows, "a and b must have as many rows");
+    require(call.a.head.vocab() == call.b.head.vocab(), "a and b must have as many ids");
+    require(threads > 0, "threads must be positive");
+    if (call.a.head.num_rows == 0) return;
+    require(kl && entropy && lse_a && lse_b, "kl, entropy, lse_a and lse_b must have an address");
+    const auto run = kernels_of(isa).divergence;
+    py::gil_scoped_release release;
+    run(call);
+}
+
 py::list isas() {
     py::list names;
     for (const Kernels* one = kernels(); one->isa; ++one)
@@ -192,6 +231,10 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("attention", &attention, py::kw_only(), py::arg("query"), py::arg("key"), py::arg("value"), py::arg("out"),
           py::arg("type"), py::arg("shape"), py::arg("scale"), py::arg("lengths"), py::arg("row_counts"), py::arg("cos"),
           py::arg("sin"), py::arg("positions"), py::arg("threads"), py::arg("isa") = "");
+    m.def("expected_embedding", &expected_embedding, py::kw_only(), py::arg("logits"), py::arg("table"),
+          py::arg("threads"), py::arg("embedding"), py::arg("lse"), py::arg("isa") = "");
+    m.def("divergence", &divergence, py::kw_only(), py::arg("a"), py::arg("b"), py::arg("threads"), py::arg("kl"),
+          py::arg("entropy"), py::arg("lse_a"), py::arg("lse_b"), py::arg("isa") = "");
     m.def("philox", &words, "The four words of one counter; csrc/noise.h seen from Python.");
     m.def("gumbel32", [](uint32_t word) { return gumbel(word); });
     m.def("gumbel64", [](uint32_t high, uint32_t low) { return gumbel(high, low); });

@@ -13,7 +13,7 @@ from unmask import kernels
 from unmask.checkpoints import load
 from unmask.choose import Categorical
 from unmask.denoiser import Batch, Denoiser, DenoiserSpec, Flops, Head, LogitsDenoiser
-from unmask.kernels.sample_head import NonFiniteLogits
+from unmask.kernels.checks import NonFiniteLogits
 from unmask.plan import Plan
 from unmask.reveal import Ancestral, FirstHitting, Fixed, Order
 from unmask.sampler import Sampler

@@ -1,22 +1,25 @@
 """What token is written? Frozen options of a token choice."""
 
-import math
 from dataclasses import dataclass
-from numbers import Real
+
+from unmask.kernels import checks
 
 
 @dataclass(frozen=True)
 class Categorical:
-    """Draw from softmax(logits / temperature) without the mask id.
+    """Draw from softmax(logits / temperature) without the mask id, from all ids or from the likeliest only.
 
     temperature: 1 is the model's own law; 0 is greedy, the likeliest id, the lowest on a tie.
+    top_k: draw from the k likeliest ids.
+    top_p: then from the fewest of the likeliest that hold this share of their probability.
+    Equal logits count in the order of their ids, the lowest first.
     """
 
     temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
 
     def __post_init__(self) -> None:
-        value = self.temperature
-        if isinstance(value, bool) or not isinstance(value, Real):
-            raise TypeError(f"temperature must be a number, got {value!r}")
-        if not math.isfinite(value) or value < 0:
-            raise ValueError(f"temperature must be finite and at least 0, got {value}")
+        checks.check_temperature(self.temperature)
+        checks.check_top_k(self.top_k)
+        checks.check_top_p(self.top_p)

@@ -74,6 +74,10 @@ TokenizerFile = Annotated[
 ]
 MaxBatch = Annotated[int, typer.Option(help="Sequences of one network call.")]
 Temperature = Annotated[float, typer.Option(help="Divides the logits; 0 takes the likeliest token.")]
+TopK = Annotated[int | None, typer.Option(help="Draw from the k likeliest tokens only.")]
+TopP = Annotated[
+    float | None, typer.Option(help="Draw from the fewest likeliest tokens that hold this share of the probability.")
+]
 Dtype = Annotated[str, typer.Option(help="float32 or bfloat16.")]
 Device = Annotated[str, typer.Option(help="Where the models live: cpu, cuda.")]
 Threads = Annotated[
@@ -95,6 +99,8 @@ def sample(
     prompt: PromptText = None,
     suffix: SuffixText = None,
     temperature: Temperature = 1.0,
+    top_k: TopK = None,
+    top_p: TopP = None,
     tokenizer: TokenizerFile = None,
     max_batch: MaxBatch = 16,
     dtype: Dtype = "float32",
@@ -106,7 +112,8 @@ def sample(
     """Sample texts, by default eight from the bundled pair, and watch them unmask."""
     if out is not None:
         check_path(out)
-    sampler = _sampler(model, schedule, reveal, temperature, max_batch, dtype, device, threads, tokenizer)
+    choose = Categorical(temperature, top_k, top_p)
+    sampler = _sampler(model, schedule, reveal, choose, max_batch, dtype, device, threads, tokenizer)
     view = _view(sampler)
     samples = sampler.sample(num_samples, length, seed=seed, prompt=prompt, suffix=suffix, progress=view)
     if as_json:
@@ -136,7 +143,7 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Count the network calls, ticks and FLOPs of a run without running it."""
-    sampler = _sampler(model, schedule, reveal, 1.0, max_batch, "float32", "cpu", None, tokenizer)
+    sampler = _sampler(model, schedule, reveal, Categorical(), max_batch, "float32", "cpu", None, tokenizer)
     planned = sampler.plan(num_samples, length, seed=seed, prompt=prompt, suffix=suffix)
     print(json.dumps(planned.to_json()) if as_json else planned)
 
@@ -238,7 +245,7 @@ def _sampler(
     model: list[str] | None,
     schedule: str | None,
     reveal: str,
-    temperature: float,
+    choose: Categorical,
     max_batch: int,
     dtype: str,
     device: str,
@@ -250,7 +257,7 @@ def _sampler(
         raise ValueError(f"dtype must be float32 or bfloat16, got {dtype!r}")
     if schedule is None and not model:
         schedule = SANDWICH
-    policy, choose = parse(reveal), Categorical(temperature)
+    policy = parse(reveal)
     named = [_name_source(text) for text in model or BUNDLED_PAIR]
     names = [name for name, _ in named]
     if len(set(names)) < len(names):

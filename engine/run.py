@@ -1,5 +1,6 @@
 """The one loop: ticks → denoiser → hidden rows → `sample_head` → tokens."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -46,7 +47,7 @@ class Run(Iterator[Sample]):
         self._tokenizer = tokenizer
         first = self._models[0]
         self._device = first.device
-        self._forbid = torch.tensor([first.spec.mask_id], device=self._device)
+        self._biases = {denoiser: drawable(denoiser) for denoiser in self._models}
         slots, length = timeline.max_resident, timeline.max_length
         self._workspace = Workspace(requirements(self._models, timeline), self._device)
         self._tokens = torch.empty(slots, length, dtype=torch.int64, device=self._device)
@@ -121,21 +122,22 @@ class Run(Iterator[Sample]):
             if part is None:
                 break
             with self._phase("head"):
-                drawn = self._draw(denoiser, hidden, keys[part])
-                self._tokens.view(-1)[targets[part]] = drawn.tokens
+                drawn = self._draw(denoiser, hidden, keys[part], targets[part])
                 self._logprobs.view(-1)[targets[part]] = drawn.logprob.float()
         self._reveal_step[tick.row_slot, tick.row_position] = np.repeat(tick.steps, tick.row_counts)
         self._meter.add(tick)
 
-    def _draw(self, denoiser: Denoiser, hidden: Tensor, keys: Tensor) -> HeadSample:
+    def _draw(self, denoiser: Denoiser, hidden: Tensor, keys: Tensor, targets: Tensor) -> HeadSample:
         return sample_head(
             hidden,
             denoiser.head.weight,
-            denoiser.head.bias,
+            self._biases[denoiser],
             keys=keys,
             seed=self._seed,
             temperature=self._choose.temperature,
-            forbid=self._forbid,
+            top_k=self._choose.top_k,
+            top_p=self._choose.top_p,
+            out=(self._tokens, targets),
             want=("logprob",),
             impl=self._impl,
         )
@@ -145,7 +147,8 @@ class Run(Iterator[Sample]):
         weight = denoiser.head.weight
         num_columns, dtype = (denoiser.spec.vocab_size, None) if weight is None else (weight.shape[1], weight.dtype)
         hidden = torch.empty(0, num_columns, dtype=dtype, device=self._device)
-        self._draw(denoiser, hidden, torch.empty(0, 3, dtype=torch.int64, device=self._device))
+        keys, targets = (torch.empty(*shape, dtype=torch.int64, device=self._device) for shape in ((0, 3), (0,)))
+        self._draw(denoiser, hidden, keys, targets)
 
     def _batch(self, tick: Tick) -> Batch:
         """The tick's sequences back to back, copied out of their slots."""
@@ -182,6 +185,14 @@ class Run(Iterator[Sample]):
         started = time.perf_counter()
         yield
         self._seconds[name] += time.perf_counter() - started
+
+
+def drawable(denoiser: Denoiser) -> Tensor:
+    """The bias [V] of a denoiser's head, -inf for the mask id, which is never drawn."""
+    head, spec = denoiser.head, denoiser.spec
+    bias = torch.zeros(spec.vocab_size, device=denoiser.device) if head.bias is None else head.bias
+    mask = torch.tensor([spec.mask_id], device=denoiser.device)
+    return bias.to(torch.promote_types(bias.dtype, torch.float32)).index_fill(0, mask, -math.inf)
 
 
 def requirements(denoisers: list[Denoiser], timeline: Timeline) -> list[dict[str, tuple[int, torch.dtype]]]:

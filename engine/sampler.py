@@ -39,7 +39,7 @@ class Sampler:
     schedule: which model takes which steps, "light:125 heavy:750 light:125" or in percent (see `Schedule`); may be left
         out for a single model.
     reveal: when positions are revealed: `Ancestral(steps)`, `FirstHitting()`, `Fixed(steps)`, `Order(order)`.
-    choose: what token is written: `Categorical(temperature)`.
+    choose: what token is written: `Categorical(temperature, top_k, top_p)`.
     max_batch: sequences of one network call. max_resident: sequences in progress at once, 16 times `max_batch` unless
         given; more of them fill ticks better and cost only their tokens.
     impl: implementation of the head, see `unmask info`; None picks the fastest.

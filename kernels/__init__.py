@@ -2,6 +2,18 @@
 
 from unmask.kernels.add_norm import add_norm
 from unmask.kernels.attention import attention
-from unmask.kernels.sample_head import HeadSample, NonFiniteLogits, sample_head
+from unmask.kernels.checks import NonFiniteLogits
+from unmask.kernels.divergence import Divergence, divergence
+from unmask.kernels.expected_embedding import expected_embedding
+from unmask.kernels.sample_head import HeadSample, sample_head
 
-__all__ = ["HeadSample", "NonFiniteLogits", "add_norm", "attention", "sample_head"]
+__all__ = [
+    "Divergence",
+    "HeadSample",
+    "NonFiniteLogits",
+    "add_norm",
+    "attention",
+    "divergence",
+    "expected_embedding",
+    "sample_head",
+]

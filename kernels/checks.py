@@ -11,14 +11,19 @@ DTYPES = torch.float32, torch.bfloat16, torch.float16, torch.float64
 _KEY_BITS = {"sequence": 32, "position": 32, "draw": 24}
 
 
+class NonFiniteLogits(ValueError):
+    """A row has a logit that is NaN or +inf, or no possible id. The message names the row."""
+
+
 def check_tensor(
     name: str,
     tensor: Tensor,
     shape: tuple[str, ...],
     dtypes: tuple[torch.dtype, ...] = DTYPES,
     device: torch.device | None = None,
+    beside: str = "hidden",
 ) -> None:
-    """`name` must be a strided tensor [shape] of one of the dtypes, on the device of hidden."""
+    """`name` must be a strided tensor [shape] of one of the dtypes, on this device, which is that of `beside`."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor [{', '.join(shape)}], got {type(tensor).__name__}")
     if tensor.dtype not in dtypes:
@@ -26,7 +31,7 @@ def check_tensor(
     if tensor.ndim != len(shape) or tensor.layout != torch.strided:
         raise ValueError(f"{name} must be a dense tensor [{', '.join(shape)}], got shape {list(tensor.shape)}")
     if device is not None and tensor.device != device:
-        raise ValueError(f"{name} must be on the device of hidden, {device}, got {tensor.device}")
+        raise ValueError(f"{name} must be on the device of {beside}, {device}, got {tensor.device}")
 
 
 def check_head(hidden: Tensor, weight: Tensor | None, bias: Tensor | None, suffix: str = "") -> int:
@@ -37,13 +42,13 @@ def check_head(hidden: Tensor, weight: Tensor | None, bias: Tensor | None, suffi
         raise ValueError(f"{hidden_name} must have at least one column, got shape {list(hidden.shape)}")
     vocab_size = hidden.shape[1]
     if weight is not None:
-        check_tensor(weight_name, weight, ("V", "D"), device=hidden.device)
+        check_tensor(weight_name, weight, ("V", "D"), device=hidden.device, beside=hidden_name)
         if weight.shape[1] != hidden.shape[1] or weight.shape[0] == 0:
             right = f"[V, {hidden.shape[1]}] for this {hidden_name}"
             raise ValueError(f"{weight_name} must be {right}, got shape {list(weight.shape)}")
         vocab_size = weight.shape[0]
     if bias is not None:
-        check_tensor(bias_name, bias, ("V",), device=hidden.device)
+        check_tensor(bias_name, bias, ("V",), device=hidden.device, beside=hidden_name)
         if bias.shape[0] != vocab_size:
             raise ValueError(f"{bias_name} must be [{vocab_size}], one number per id, got shape {list(bias.shape)}")
     return vocab_size
@@ -90,17 +95,29 @@ def check_temperature(temperature: float, zero: bool = True) -> float:
     return float(temperature)
 
 
-def check_temperature_range(temperature: Tensor) -> None:
+def split_temperature(
+    temperature: float | Tensor, num_rows: int, hidden: Tensor, zero: bool = True
+) -> tuple[float, Tensor | None]:
+    """The number for all rows, and the numbers by row if there are such; check_temperature_range looks at those."""
+    if not isinstance(temperature, Tensor):
+        return check_temperature(temperature, zero), None
+    check_tensor("temperature", temperature, ("R",), (torch.float32,), hidden.device)
+    if len(temperature) != num_rows:
+        raise ValueError(f"temperature must be a number or [{num_rows}], got shape {list(temperature.shape)}")
+    return 1.0, temperature
+
+
+def check_temperature_range(temperature: Tensor, zero: bool = True) -> None:
     """Not looked at on a device, which would have to be waited for."""
     if temperature.device.type != "cpu":
         return
     limits = torch.finfo(torch.float32)
-    good = (temperature == 0) | (temperature >= limits.tiny) & (temperature <= limits.max)
+    good = (temperature >= limits.tiny) & (temperature <= limits.max)
+    good |= zero & (temperature == 0)
     if not good.all():
         row = int((~good).int().argmax())
-        raise ValueError(
-            f"temperature must be 0 or a positive normal fp32 number, got {temperature[row].item()} in row {row}"
-        )
+        allowed = "0 or a positive normal fp32 number" if zero else "a positive normal fp32 number"
+        raise ValueError(f"temperature must be {allowed}, got {temperature[row].item()} in row {row}")
 
 
 def check_top_k(top_k: int | None) -> int | None:
@@ -125,6 +142,18 @@ def check_top_p(top_p: float | None) -> float | None:
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p must satisfy 0 < top_p <= 1, got {top_p!r}")
     return float(top_p)
+
+
+def bad_row(lse: Tensor, temperature: float | Tensor = 1.0) -> tuple[int, str] | None:
+    """The first row whose log-sum-exp is not finite and what is wrong with it. Waits for the device."""
+    bad = ~lse.isfinite()
+    if not bad.any():
+        return None
+    row = int(bad.int().argmax())
+    problem = "every id is forbidden" if lse[row] == -math.inf else "a logit is NaN or +inf"
+    divisor = float(temperature[row] if isinstance(temperature, Tensor) else temperature)
+    divided = "" if divisor in (0, 1) else f" after division by temperature {divisor:g}"
+    return row, problem + divided
 
 
 def merge_offset(bias: Tensor | None, forbid: Tensor | None, vocab_size: int, hidden: Tensor) -> Tensor | None:

@@ -5,15 +5,15 @@ import math
 import pytest
 import torch
 
-from unmask.kernels import add_norm, dispatch
+from unmask.kernels import add_norm, dispatch, extension
 from unmask.kernels.add_norm import cpu
 from unmask.kernels.add_norm.call import AddNormCall
 from unmask.kernels.dispatch import UnsupportedImplementation
 
-usable, reason = cpu.status()
+usable, reason = extension.status()
 compiled = pytest.mark.skipif(not usable, reason=reason)
 each_implementation = pytest.mark.parametrize("impl", ["reference", pytest.param("cpu", marks=compiled)])
-each_isa = pytest.mark.parametrize("isa", cpu._cpu.isas() if usable else [pytest.param("", marks=compiled)])
+each_isa = pytest.mark.parametrize("isa", extension._cpu.isas() if usable else [pytest.param("", marks=compiled)])
 NARROW = torch.float32, torch.bfloat16
 ROW_COUNTS = (5, 0, 30, 1)
 EPS = 1e-3  # large enough that leaving it out would show

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from unmask.kernels import attention, dispatch
+from unmask.kernels import attention, dispatch, extension
 from unmask.kernels.attention import cpu
 from unmask.kernels.attention.call import AttentionCall
 from unmask.kernels.dispatch import UnsupportedImplementation
@@ -13,7 +13,7 @@ from unmask.kernels.dispatch import UnsupportedImplementation
 usable, reason = cpu.status()
 compiled = pytest.mark.skipif(not usable, reason=reason)
 each_implementation = pytest.mark.parametrize("impl", ["reference", "sdpa", pytest.param("cpu", marks=compiled)])
-each_isa = pytest.mark.parametrize("isa", cpu._cpu.isas() if usable else [pytest.param("", marks=compiled)])
+each_isa = pytest.mark.parametrize("isa", extension._cpu.isas() if usable else [pytest.param("", marks=compiled)])
 each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 # head counts of query and key, columns: as in MDLM and LLaDA, grouped, and nothing a tile likes
 SHAPES = [(3, 3, 64), (4, 2, 128), (2, 1, 24), (1, 1, 6)]

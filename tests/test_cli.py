@@ -132,6 +132,8 @@ class TestSample:
             (("--max-batch", "0"), "max_batch"),
             (("--seed", str(2**64)), "2**64"),
             (("--temperature", "-1"), "temperature"),
+            (("--top-k", "0"), "top_k"),
+            (("--top-p", "0"), "top_p"),
             (("--dtype", "float16"), "float16"),
             (("--device", "banana"), "banana"),
             (("--prompt", "peace<mask:0>"), "<mask:0>"),

@@ -21,6 +21,8 @@ NUM_SAMPLES = 200_000
 SMALLEST_P = 1e-3
 CUSTOM, UNFINISHED = (1.0, 0.9, 0.2, 0.0), (1.0, 0.7, 0.3)
 
+CATEGORICAL = Categorical()
+
 # policy -> how each step reveals: step, masked positions, number masked at the start -> [(positions, probability)].
 POLICIES = {
     Ancestral(1): lambda *at: independent((1, 0), *at),
@@ -51,7 +53,7 @@ def equally_likely(masked, size):
     return [(subset, 1 / len(subsets)) for subset in subsets]
 
 
-def law(policy, toys, template, temperature=1.0):
+def law(policy, toys, template, choose=CATEGORICAL):
     """{finished state: probability}, step by step over all partly masked states. `toys[k]` takes step k."""
     states, n = {template: 1.0}, template.count(None)
     for step in range(policy.num_steps(n)):
@@ -59,18 +61,30 @@ def law(policy, toys, template, temperature=1.0):
         for state, weight in states.items():
             masked = tuple(i for i, value in enumerate(state) if value is None)
             for subset, probability in POLICIES[policy](step, masked, n) if masked else [((), 1.0)]:
-                for written, share in filled(state, subset, toys[step % len(toys)], temperature):
+                for written, share in filled(state, subset, toys[step % len(toys)], choose):
                     following[written] += weight * probability * share
         states = following
     return states
 
 
-def filled(state, subset, toy, temperature):
+def chosen(p, choose):
+    """The law of one token under a token choice; p [num_ids] is the model's."""
+    p = p ** (1 / choose.temperature) / (p ** (1 / choose.temperature)).sum()
+    order = np.argsort(-p, kind="stable")
+    if choose.top_k is not None:
+        p[order[choose.top_k :]] = 0
+        p /= p.sum()
+    if choose.top_p is not None:
+        p[order[np.append(0, p[order].cumsum()[:-1]) >= choose.top_p]] = 0
+        p /= p.sum()
+    return p
+
+
+def filled(state, subset, toy, choose):
     """All ways to fill `subset`, its tokens independent of each other given `state`."""
     ways = [(state, 1.0)]
     for position in subset:
-        p = toy.conditional(state, position) ** (1 / temperature)
-        p = p / p.sum()
+        p = chosen(toy.conditional(state, position), choose)
         ways = [
             ((*partial[:position], value, *partial[position + 1 :]), share * p[value])
             for partial, share in ways
@@ -83,7 +97,8 @@ def filled(state, subset, toy, temperature):
 def table(law, toy):
     result = np.zeros((toy.num_ids,) * toy.length)
     for state, probability in law.items():
-        result[state] = probability
+        if probability > 0:  # a state with masks left must have none, and would index everything
+            result[state] = probability
     assert abs(result.sum() - 1) < 1e-12
     return result
 
@@ -204,9 +219,10 @@ def test_given_positions(policy, contradictory, fits):
 
 
 @pytest.mark.parametrize("policy", [Ancestral(2), FirstHitting()], ids=str)
-def test_temperature(policy, contradictory, fits):
-    tokens = draw(sampler_of(contradictory, policy, choose=Categorical(0.7)), 4)
-    expected = law(policy, [contradictory], (None,) * 4, temperature=0.7)
+@pytest.mark.parametrize("choose", [Categorical(0.7), Categorical(top_k=2), Categorical(1.3, top_p=0.8)], ids=str)
+def test_token_choices(policy, choose, contradictory, fits):
+    tokens = draw(sampler_of(contradictory, policy, choose=choose), 4)
+    expected = law(policy, [contradictory], (None,) * 4, choose)
     fits(histogram(contradictory.values(tokens), contradictory), table(expected, contradictory))
     plain = table(law(policy, [contradictory], (None,) * 4), contradictory)
     assert goodness(histogram(contradictory.values(tokens), contradictory), plain)[0] < 1e-12
@@ -233,18 +249,17 @@ def test_schedules(policy, schedule, who, contradictory, fits):
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_log_probabilities_by_replay(policy, temperature, contradictory):
+@pytest.mark.parametrize("choose", [CATEGORICAL, Categorical(0.7, top_k=2)], ids=str)
+def test_log_probabilities_by_replay(policy, choose, contradictory):
     """Each token's log-probability, given what stood there before the step that `reveal_step` names."""
-    sampler = sampler_of(contradictory, policy, choose=Categorical(temperature))
+    sampler = sampler_of(contradictory, policy, choose=choose)
     prompt = [1, 1, int(contradictory.ids[0]), 1]
     for sample in sampler.sample(50, 4, seed=3, prompt=prompt):
         final, steps = contradictory.values(sample.tokens), sample.reveal_step.tolist()
         assert steps[2] == -1 and sample.logprobs[2] == 0 and final[2] == 0
         for position in (0, 1, 3):
             before = tuple(int(v) if steps[i] < steps[position] else None for i, v in enumerate(final))
-            p = contradictory.conditional(before, position) ** (1 / temperature)
-            expected = np.log(p[final[position]] / p.sum())
+            expected = np.log(chosen(contradictory.conditional(before, position), choose)[final[position]])
             assert sample.logprobs[position].item() == pytest.approx(expected, abs=2e-5)
 
 

@@ -134,6 +134,163 @@ def test_draws_and_seeds_are_independent(impl):
     assert all((a == b).sum() <= 4 for i, a in enumerate(runs) for b in runs[:i])
 
 
+# --- options --------------------------------------------------------------------------------------------------------
+
+
+def kept_law(logits, temperature=1.0, allow=None, top_k=None, top_p=None):
+    """Probabilities [R, V] in fp64 by sorting ids: rows of logits after allow, temperature, top_k and top_p."""
+    logits = logits.double() if allow is None else logits.double().masked_fill(~allow, -math.inf)
+    p = (logits / torch.as_tensor(temperature).double().reshape(-1, 1)).softmax(1)
+    order = p.argsort(dim=1, descending=True, stable=True)
+    for row, ids in zip(p, order, strict=True):
+        row[ids[top_k:] if top_k is not None else ids[:0]] = 0
+        row /= row.sum()
+        before = row[ids].cumsum(0) - row[ids]
+        row[ids[before >= (2 if top_p is None else top_p)]] = 0
+        row /= row.sum()
+    return p
+
+
+def bitmap(allowed):
+    """bool [R, V] -> int32 [R, ceil(V / 32)], bit i % 32 of word i // 32."""
+    packed = np.packbits(np.pad(allowed.numpy(), ((0, 0), (0, -allowed.shape[1] % 32))), axis=1, bitorder="little")
+    return torch.from_numpy(packed.view(np.int32))
+
+
+@each_implementation
+@pytest.mark.parametrize("limits", [{"top_k": 1}, {"top_k": 40}, {"top_p": 0.6}, {"top_k": 200, "top_p": 0.9}], ids=str)
+def test_law_of_the_likeliest(impl, limits):
+    logits = normal(500, seed=6, scale=2.0)
+    tokens = draw(logits, 50_000, impl, temperature=1.4, **limits)
+    p = kept_law(logits[None], 1.4, **limits)[0]
+    assert (p[tokens] > 0).all()
+    if limits != {"top_k": 1}:
+        check_law(tokens, p.log())
+        with pytest.raises(AssertionError):
+            check_law(tokens, logits / 1.4)
+
+
+@each_implementation
+def test_ties_at_the_threshold_are_kept_from_the_lowest_id_on(impl):
+    logits = torch.zeros(4, 400)
+    logits[:, 300] = 1
+    logits[1, :] = 0  # every id is tied
+    logits[2, [3, 299]] = 1
+    logits[3, [390, 7, 128, 127]] = 0.5
+    for limits, kept in [
+        ({"top_k": 3}, [[0, 1, 300], [0, 1, 2], [3, 299, 300], [7, 127, 300]]),
+        ({"top_k": 1}, [[300], [0], [3], [300]]),
+        ({"top_p": 0.006}, [[300], [0, 1, 2], [3], [300]]),
+    ]:
+        draws = torch.stack(
+            [sample_head(logits, None, keys=keys(4, draw=n), seed=5, impl=impl, **limits).tokens for n in range(200)]
+        )
+        assert [column.unique().tolist() for column in draws.T] == kept
+
+
+@each_implementation
+@pytest.mark.parametrize("limits", [{}, {"top_k": 7}, {"top_p": 0.5}], ids=str)
+def test_everything_wanted_against_fp64(impl, limits):
+    hidden, weight, bias = normal(12, 40, scale=0.7), normal(700, 40, seed=1, scale=0.4), normal(700, seed=2)
+    temperature = torch.tensor([1.0, 0.5, 2.0, 0.0]).repeat(3)
+    allowed = torch.rand(12, 700, generator=torch.Generator().manual_seed(3)) < 0.8
+    allowed[5] = False
+    allowed[5, 413] = True
+    want = "logprob", "lse", "max_prob", "argmax", "margin", "entropy"
+    options = {"temperature": temperature, "allow": bitmap(allowed), "want": want, **limits}
+    found = sample_head(hidden, weight, bias, keys=keys(12), seed=4, impl=impl, **options)
+    logits = hidden.double() @ weight.double().T + bias.double()
+    divisor = torch.where(temperature > 0, temperature, 1)
+    p = kept_law(logits, divisor, allowed, **limits)
+    best, second = p.topk(2).values.unbind(1)
+    kept = torch.where(p > 0, logits / divisor.double()[:, None], -math.inf)
+    exact = {
+        "logprob": p.gather(1, found.tokens[:, None])[:, 0].log(),
+        "lse": kept.logsumexp(1),
+        "max_prob": best,
+        "margin": best - second,
+        "entropy": torch.special.entr(p).sum(1),
+    }
+    for name, value in exact.items():
+        torch.testing.assert_close(
+            getattr(found, name), value.float(), rtol=1e-5, atol=1e-5, msg=lambda m, n=name: n + m
+        )
+    assert torch.equal(found.argmax, p.argmax(1))
+    greedy = temperature == 0
+    assert torch.equal(found.tokens[greedy], p.argmax(1)[greedy]) and found.tokens[5] == 413
+    assert sample_head(hidden, weight, bias, keys=keys(12), seed=4, impl=impl)[1:] == (None,) * 6
+
+
+@each_implementation
+def test_temperature_by_row(impl):
+    logits = normal(300, seed=3, scale=1.5)
+    temperature = torch.tensor([0.5, 0.0, 1.7, 1.0]).repeat(12_500)
+    tokens = draw(logits, 50_000, impl, temperature=temperature)
+    for value in (0.5, 1.7, 1.0):
+        check_law(tokens[temperature == value], logits / value)
+    assert (tokens[temperature == 0] == logits.argmax()).all()
+
+
+@each_implementation
+def test_ids_that_are_not_allowed_are_never_drawn(impl):
+    logits = torch.zeros(20_000, 300)
+    allowed = torch.ones(20_000, 300, dtype=torch.bool)
+    logits[:, 31] = 50
+    logits[::2, 299] = math.nan  # a logit that is not allowed is not looked at
+    allowed[:, 31], allowed[::2, 299], allowed[1::2, 160:] = False, False, False
+    tokens = sample_head(logits, None, keys=keys(20_000), allow=bitmap(allowed), seed=1, impl=impl).tokens
+    for half in (slice(0, None, 2), slice(1, None, 2)):
+        check_law(tokens[half], torch.where(allowed[half][0], 0.0, -math.inf))
+
+
+@each_implementation
+def test_rows_are_gathered_and_tokens_scattered(impl):
+    hidden, weight = normal(9, 33), normal(400, 33, seed=1, scale=0.5)
+    rows = torch.tensor([8, 0, 3, 3, 8, 1])
+    options = {"keys": keys(6), "seed": 7, "want": ("logprob", "lse"), "impl": impl}
+    plain = sample_head(hidden[rows], weight, **options)
+    buffer, positions = torch.full((4, 5), -1), torch.tensor([19, 2, 7, 0, 12, 5])
+    gathered = sample_head(hidden, weight, rows=rows, out=(buffer, positions), **options)
+    for ours, theirs in zip(gathered[:3], plain[:3], strict=True):
+        assert torch.equal(ours, theirs)
+    expected = torch.full((20,), -1).index_put((positions,), plain.tokens)
+    assert torch.equal(buffer.view(-1), expected)
+
+
+@each_implementation
+def test_unchecked_rows_write_nothing(impl):
+    logits = normal(4, 200)
+    logits[1, 150], logits[2] = math.nan, -math.inf
+    buffer = torch.full((4,), -5)
+    options = {"keys": keys(4), "seed": 0, "out": (buffer, torch.arange(4)), "impl": impl}
+    with pytest.raises(NonFiniteLogits, match=r"position 1 \(row 1\)"):
+        sample_head(logits, None, **options)
+    assert (buffer == -5).all()
+    found = sample_head(logits, None, check=False, want=("lse",), **options)
+    assert found.tokens[1:3].tolist() == [-1, -1] and (found.tokens[[0, 3]] >= 0).all()
+    assert found.lse[1].isnan() and found.lse[2] == -math.inf and found.lse[[0, 3]].isfinite().all()
+    assert buffer.tolist() == [found.tokens[0], -5, -5, found.tokens[3]]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler's own imports
+def test_torch_compile_takes_it_whole():
+    hidden, weight, buffer = normal(5, 8), normal(90, 8, seed=1), torch.zeros(9, dtype=torch.int64)
+
+    def run(hidden):
+        drawn = sample_head(
+            hidden * 2, weight, keys=keys(5), seed=2**64 - 1, top_k=9, out=(buffer, torch.arange(5)), want=("lse",)
+        )
+        return drawn.tokens + 1, drawn.lse
+
+    eager = run(hidden)
+    buffer.zero_()
+    compiled = torch.compile(run, backend="aot_eager", fullgraph=True)(hidden)
+    assert torch.equal(compiled[0], eager[0]) and torch.equal(compiled[1], eager[1])
+    assert torch.equal(buffer[:5] + 1, eager[0]) and not buffer[5:].any()
+    with pytest.raises(NonFiniteLogits):
+        torch.compile(run, backend="aot_eager", fullgraph=True)(hidden * math.nan)
+
+
 # --- ends -----------------------------------------------------------------------------------------------------------
 
 
@@ -398,7 +555,7 @@ BAD = [
     ({"out": (BUFFER, torch.tensor([0, 1]))}, ValueError, r"out positions must be \[4\], one per row, got shape \[2\]"),
     ({"out": (BUFFER.int(), torch.arange(4))}, TypeError, "out buffer must be an int64 tensor, got int32"),
     ({"out": (BUFFER.view(3, 3).T, torch.arange(4))}, ValueError, "out buffer must be contiguous .*got strides"),
-    ({"impl": "gpu"}, ValueError, "impl of sample_head must be None or one of 'cpu', 'reference', got 'gpu'"),
+    ({"impl": "gpu"}, ValueError, "impl of sample_head must be None or one of 'cuda', 'cpu', 'reference', got 'gpu'"),
 ]
 
 
@@ -450,7 +607,7 @@ def test_the_border_of_the_extension_checks_for_itself():
 
 def test_explain_lists_every_implementation_with_a_reason():
     lines = {line.implementation: line for line in dispatch.explain() if line.operator == "sample_head"}
-    assert list(lines) == ["cpu", "reference"]
+    assert list(lines) == ["cuda", "cpu", "reference"]
     assert all(line.reason for line in lines.values())
     assert [name for name, line in lines.items() if line.picked] == ["cpu" if usable else "reference"]
 

@@ -3,11 +3,14 @@
 
 namespace unmask {
 
-#define UNMASK_DECLARE(isa)                   \
-    void sample_head_##isa(const HeadCall&);  \
-    void attention_##isa(const AttentionCall&); \
-    void add_norm_##isa(const AddNormCall&);
-#define UNMASK_KERNELS(isa, supported) {#isa, supported, sample_head_##isa, attention_##isa, add_norm_##isa}
+#define UNMASK_DECLARE(isa)                              \
+    void add_norm_##isa(const AddNormCall&);             \
+    void attention_##isa(const AttentionCall&);          \
+    void divergence_##isa(const DivergenceCall&);        \
+    void expected_embedding_##isa(const EmbeddingCall&); \
+    void sample_head_##isa(const HeadCall&);
+#define UNMASK_KERNELS(isa, supported) \
+    {#isa, supported, add_norm_##isa, attention_##isa, divergence_##isa, expected_embedding_##isa, sample_head_##isa}
 
 UNMASK_DECLARE(portable)
 #if defined(__x86_64__)

@@ -5,14 +5,18 @@ namespace unmask {
 
 struct AddNormCall;
 struct AttentionCall;
+struct DivergenceCall;
+struct EmbeddingCall;
 struct HeadCall;
 
 struct Kernels {
     const char* isa;
     bool supported;  // by this processor
-    void (*sample_head)(const HeadCall&);
-    void (*attention)(const AttentionCall&);
     void (*add_norm)(const AddNormCall&);
+    void (*attention)(const AttentionCall&);
+    void (*divergence)(const DivergenceCall&);
+    void (*expected_embedding)(const EmbeddingCall&);
+    void (*sample_head)(const HeadCall&);
 };
 
 // Fastest first; ends with a row whose isa is null.

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from unmask.kernels import checks
+from unmask.kernels import checks, extension
 from unmask.kernels.add_norm import cpu, reference
 from unmask.kernels.add_norm.call import AddNormCall
 from unmask.kernels.dispatch import Implementation, Operator
@@ -11,7 +11,7 @@ from unmask.kernels.dispatch import Implementation, Operator
 OPERATOR = Operator(
     "add_norm",
     (
-        Implementation("cpu", cpu.add_norm, cpu.status, cpu.refuses),
+        Implementation("cpu", cpu.add_norm, extension.status, cpu.refuses),
         Implementation("reference", reference.add_norm, lambda: (True, "plain torch, any device")),
     ),
 )

@@ -2,21 +2,10 @@
 
 import torch
 
+from unmask.kernels import extension
 from unmask.kernels.add_norm.call import AddNormCall
 
-try:
-    import unmask.kernels._cpu as _cpu
-except ImportError as error:
-    _cpu, _missing = None, error
-
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-
-
-def status() -> tuple[bool, str]:
-    if _cpu is None:
-        how = "UNMASK_CPU=1 pip install . (or -e .) builds it and needs GCC or Clang"
-        return False, f"the compiled extension unmask.kernels._cpu is missing ({_missing}); {how}"
-    return True, f"compiled extension, {_cpu.isas()[0]}"
 
 
 def refuses(call: AddNormCall) -> str | None:
@@ -33,9 +22,9 @@ def add_norm(call: AddNormCall) -> None:
 
 
 def on_isa(isa: str, call: AddNormCall) -> None:
-    """add_norm on one instruction set out of `_cpu.isas()`; the empty name is the fastest."""
+    """add_norm on one instruction set out of `extension._cpu.isas()`; the empty name is the fastest."""
     weight, bias = (None if x is None else x.contiguous() for x in (call.weight, call.bias))
-    _cpu.add_norm(
+    extension._cpu.add_norm(
         residual=_matrix(call.residual),
         delta=_matrix(call.delta),
         out=_matrix(call.out),

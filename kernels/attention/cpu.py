@@ -2,26 +2,19 @@
 
 import torch
 
+from unmask.kernels import extension
 from unmask.kernels.attention.call import AttentionCall
-
-try:
-    import unmask.kernels._cpu as _cpu
-except ImportError as error:
-    _cpu, _missing = None, error
 
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
 def status() -> tuple[bool, str]:
-    if _cpu is None:
-        how = "UNMASK_CPU=1 pip install . (or -e .) builds it and needs GCC or Clang"
-        return False, f"the compiled extension unmask.kernels._cpu is missing ({_missing}); {how}"
-    slow = "; on request only, without AVX-512 torch's own is as fast" if slower_than_torch() else ""
-    return True, f"compiled extension, {_cpu.isas()[0]}{slow}"
+    usable, reason = extension.status()
+    return usable, reason + ("; on request only, without AVX-512 torch's own is as fast" if slower_than_torch() else "")
 
 
 def slower_than_torch() -> bool:
-    return _cpu is not None and not _cpu.isas()[0].startswith("avx512")
+    return extension._cpu is not None and not extension._cpu.isas()[0].startswith("avx512")
 
 
 def refuses(call: AttentionCall) -> str | None:
@@ -37,11 +30,11 @@ def attention(call: AttentionCall) -> None:
 
 
 def on_isa(isa: str, call: AttentionCall) -> None:
-    """attention on one instruction set out of `_cpu.isas()`; the empty name is the fastest."""
+    """attention on one instruction set out of `extension._cpu.isas()`; the empty name is the fastest."""
     cos, sin = (None, None) if call.rope is None else (table.contiguous() for table in call.rope)
     positions = None if call.positions is None else call.positions.contiguous()
     heads = {name: _heads(getattr(call, name)) for name in ("query", "key", "value", "out")}
-    _cpu.attention(
+    extension._cpu.attention(
         **heads,
         type=_DTYPES[call.query.dtype],
         shape=(call.query.shape[1], call.key.shape[1], call.query.shape[2]),

@@ -1,27 +1,24 @@
 """sample_head: hidden rows in, one token per row out. Meaning, checks, dispatch."""
 
-import math
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from unmask.kernels import checks, noise
+from unmask.kernels.checks import NonFiniteLogits
 from unmask.kernels.dispatch import Implementation, Operator
-from unmask.kernels.sample_head import cpu, reference
+from unmask.kernels.sample_head import cpu, cuda, reference
 from unmask.kernels.sample_head.call import EXTRAS, HeadCall, HeadSample
 
 OPERATOR = Operator(
     "sample_head",
     (
+        Implementation("cuda", cuda.sample_head, cuda.status, cuda.refuses),
         Implementation("cpu", cpu.sample_head, cpu.status, cpu.refuses),
         Implementation("reference", reference.sample_head, lambda: (True, "plain torch, any device")),
     ),
 )
-
-
-class NonFiniteLogits(ValueError):
-    """A row has a logit that is NaN or +inf, or no id left to draw. The message names its sequence and position."""
 
 
 @torch.no_grad()
@@ -86,7 +83,7 @@ def sample_head(
     num_rows = len(hidden if rows is None else rows)
     checks.check_keys(keys, num_rows, hidden)
     seed = noise.check_seed(seed)
-    scalar, per_row = _check_temperature(temperature, num_rows, hidden)
+    scalar, per_row = checks.split_temperature(temperature, num_rows, hidden)
     checks.check_ids("forbid", forbid, hidden, "K")
     _check_allow(allow, num_rows, vocab_size, hidden)
     top_k, top_p = checks.check_top_k(top_k), checks.check_top_p(top_p)
@@ -184,15 +181,11 @@ def _blanks(call: HeadCall) -> tuple[Tensor, ...]:
 
 def check_finite(lse: Tensor, keys: Tensor, temperature: float | Tensor = 1.0) -> None:
     """Raise NonFiniteLogits for the first row of a HeadSample whose lse is not finite. Waits for the device."""
-    bad = ~lse.isfinite()
-    if not bad.any():
-        return
-    row = int(bad.int().argmax())
-    sequence, position, _ = keys[row].tolist()
-    problem = "every id is forbidden" if lse[row] == -math.inf else "a logit is NaN or +inf"
-    divisor = float(temperature[row] if isinstance(temperature, Tensor) else temperature)
-    divided = "" if divisor in (0, 1) else f" after division by temperature {divisor:g}"
-    raise NonFiniteLogits(f"sequence {sequence}, position {position} (row {row}): {problem}{divided}")
+    found = checks.bad_row(lse, temperature)
+    if found is not None:
+        row, problem = found
+        sequence, position, _ = keys[row].tolist()
+        raise NonFiniteLogits(f"sequence {sequence}, position {position} (row {row}): {problem}")
 
 
 def _check_values(call: HeadCall, forbid: Tensor | None) -> None:
@@ -203,18 +196,6 @@ def _check_values(call: HeadCall, forbid: Tensor | None) -> None:
         checks.check_temperature_range(call.temperature)
     if call.out is not None:
         checks.check_range("out positions", call.out[1], call.out[0].numel())
-
-
-def _check_temperature(
-    temperature: float | Tensor, num_rows: int, hidden: Tensor
-) -> tuple[float, None] | tuple[float, Tensor]:
-    """The number for all rows, and the numbers by row if there are such."""
-    if not isinstance(temperature, Tensor):
-        return checks.check_temperature(temperature), None
-    checks.check_tensor("temperature", temperature, ("R",), (torch.float32,), hidden.device)
-    if len(temperature) != num_rows:
-        raise ValueError(f"temperature must be a number or [{num_rows}], got shape {list(temperature.shape)}")
-    return 1.0, temperature
 
 
 def _check_allow(allow: Tensor | None, num_rows: int, vocab_size: int, hidden: Tensor) -> None:

@@ -58,6 +58,12 @@ class HeadCall:
         exact = torch.float64 in (self.hidden.dtype, None if self.weight is None else self.weight.dtype)
         return torch.float64 if exact else torch.float32
 
+    def empty(self) -> HeadSample:
+        """Uninitialised tensors [R] for every field."""
+        ids = {"tokens", "argmax"}
+        dtypes = (torch.int64 if name in ids else self.dtype for name in HeadSample._fields)
+        return HeadSample(*(self.hidden.new_empty(self.num_rows, dtype=dtype) for dtype in dtypes))
+
     def scatter(self, tokens: Tensor) -> None:
         """Write the tokens of good rows into `out`, if there is one."""
         if self.out is not None:

@@ -3,54 +3,37 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from unmask.kernels import noise
+from unmask.kernels.logits import Logits
 from unmask.kernels.sample_head.call import HeadCall, HeadSample
-
-_SHARE = 2 << 20  # bytes for a chunk's logits; a few temporaries of their size come on top
-_MAX_ROWS = 512
 
 
 def sample_head(call: HeadCall) -> HeadSample:
-    num_blocks = -(-call.vocab_size // noise.BLOCK)
-    width = num_blocks * noise.BLOCK
-    chunk = min(_MAX_ROWS, max(1, _SHARE // (width * call.dtype.itemsize)))
-    logits = call.hidden.new_full((chunk, width), -math.inf, dtype=call.dtype)  # ids past the end never win
-    parts = []
-    for rows in torch.arange(call.num_rows, device=call.hidden.device).split(chunk):
-        scored = logits[: len(rows)]
-        temperature = torch.as_tensor(call.temperature, dtype=call.dtype, device=rows.device)
-        temperature = temperature.expand(call.num_rows)[rows, None]
-        _score(scored[:, : call.vocab_size], call, rows)
-        scored /= torch.where(temperature > 0, temperature, 1)
-        _truncate(scored, call.top_k, call.top_p)
-        parts.append(_draw(scored, temperature.squeeze(1) > 0, call.keys[rows], call.seed))
-    sample = HeadSample(*map(torch.cat, zip(*parts, strict=True)))
+    temperature = call.temperature
+    if isinstance(temperature, Tensor):
+        divisor, random = torch.where(temperature > 0, temperature, 1), temperature > 0
+    else:
+        divisor, random = temperature or 1.0, torch.full((call.num_rows,), temperature > 0, device=call.keys.device)
+    source = Logits(call.hidden, call.weight, call.offset, divisor, call.rows)
+    sample = call.empty()
+    widths = -(-noise.BLOCK // call.vocab_size)  # the noise of a row is a block wide, however few ids there are
+    for rows in source.slices(call.dtype, matrices=widths):
+        logits = source.compute(rows, call.dtype)
+        if call.allow is not None:
+            _disallow(logits, call.allow[rows])
+        _truncate(logits, call.top_k, call.top_p)
+        for whole, part in zip(sample, _draw(logits, random[rows], call.keys[rows], call.seed), strict=True):
+            whole[rows] = part
     call.scatter(sample.tokens)
     return sample
 
 
-def _score(logits: Tensor, call: HeadCall, rows: Tensor) -> None:
-    """logits[...] = hidden @ weight.T + offset, -inf where an id cannot be drawn, whatever its logit was.
-
-    Weights of another dtype are widened a few ids at a time.
-    """
-    hidden = call.hidden[rows if call.rows is None else call.rows[rows]].to(call.dtype)
-    if call.weight is None:
-        logits.copy_(hidden)
-    else:
-        same = call.weight.dtype == call.dtype
-        step = len(call.weight) if same else max(1, _SHARE // (hidden.shape[1] * hidden.itemsize))
-        for first in range(0, len(call.weight), step):
-            ids = slice(first, first + step)
-            logits[:, ids] = hidden @ call.weight[ids].to(call.dtype).T
-    if call.offset is not None:
-        logits += call.offset
-        logits.masked_fill_(call.offset == -math.inf, -math.inf)
-    if call.allow is not None:
-        ids = torch.arange(call.vocab_size, device=logits.device)
-        logits.masked_fill_((call.allow[rows][:, ids >> 5] >> (ids & 31) & 1) == 0, -math.inf)
+def _disallow(logits: Tensor, allow: Tensor) -> None:
+    ids = torch.arange(logits.shape[1], device=logits.device)
+    logits.masked_fill_((allow[:, ids >> 5] >> (ids & 31) & 1) == 0, -math.inf)
 
 
 def _truncate(logits: Tensor, top_k: int | None, top_p: float | None) -> None:
@@ -68,7 +51,8 @@ def _truncate(logits: Tensor, top_k: int | None, top_p: float | None) -> None:
 
 
 def _draw(logits: Tensor, random: Tensor, keys: Tensor, seed: int) -> HeadSample:
-    """Draw from each row of tempered logits [R, num_blocks * 128], or take its largest where `random` [R] is False."""
+    """Draw from each row of tempered logits [R, V], or take its largest where `random` [R] is False."""
+    logits = F.pad(logits, (0, -logits.shape[1] % noise.BLOCK), value=-math.inf)  # ids past the end never win
     blocks = logits.unflatten(1, (-1, noise.BLOCK))
     block_lse = blocks.logsumexp(dim=2)
     lse = block_lse.logsumexp(dim=1)

@@ -1,0 +1,175 @@
+"""Everything that needs a GPU, in one command of less than ten minutes: build, tests, benchmarks.
+
+    make gpu-check        # or: python3 -m benchmarks.gpu_check
+
+Takes the packages that are there and fetches none. A stage that fails does not stop the others: how each went stands in
+summary.json, what it printed in gpu-check.log, the times in one JSON file for each shape, all in $OUT or ./gpu-check.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+NEEDED = (
+    *("torch", "numpy", "rich", "typer", "pyarrow", "safetensors", "tokenizers", "huggingface_hub"),
+    *("setuptools", "pybind11", "pytest", "hypothesis", "scipy"),
+)
+INSTALL = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "-e", "."]
+BUILDS = {  # the most that can be built, in seconds
+    "build": (180, {"UNMASK_CPU": "1", "UNMASK_CUDA": "1"}),
+    "build without CUDA kernels": (120, {"UNMASK_CPU": "1", "UNMASK_CUDA": "0"}),
+    "build without compiled kernels": (60, {"UNMASK_CPU": "0", "UNMASK_CUDA": "0"}),
+}
+SECONDS = 570.0  # for everything
+TESTS = 200.0
+SHAPES = {"mdlm-small": 1 / 3, "llada-8b": 1 / 2, "dream-7b": 1.0}  # share that each may take of the time left
+_TAIL = 20  # lines of a failed stage that the terminal shows
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`status`: passed, failed or timed out."""
+
+    name: str
+    status: str
+    seconds: float
+    command: str
+
+
+class Check:
+    """Runs stages one after the other and keeps their record."""
+
+    def __init__(self, out: Path, seconds: float = SECONDS):
+        self.out, self.end = out, time.monotonic() + seconds
+        self.stages: list[Stage] = []
+        out.mkdir(parents=True, exist_ok=True)
+        self.log = out / "gpu-check.log"
+        self.log.write_text("")
+
+    @property
+    def left(self) -> float:
+        return self.end - time.monotonic()
+
+    def stage(self, name: str, command: list[str], limit: float, environment: dict[str, str] | None = None) -> bool:
+        """Whether the command ended well within `limit` seconds and the time left."""
+        environment = environment or {}
+        shown = " ".join([*(f"{key}={value}" for key, value in environment.items()), *command])
+        tell(f"{name}: {shown}")
+        begin = time.monotonic()
+        with self.log.open("a") as log:
+            print(f"\n=== {name}: {shown}", file=log, flush=True)
+            start = log.tell()
+            status = run(command, os.environ | {"PYTHONUNBUFFERED": "1"} | environment, log, min(limit, self.left))
+        self.stages.append(Stage(name, status, round(time.monotonic() - begin, 1), shown))
+        if status != "passed":
+            with self.log.open() as log:
+                log.seek(start)
+                tell("".join(log.readlines()[-_TAIL:]))
+        tell(f"{name}: {status} after {self.stages[-1].seconds} s")
+        self.save()
+        return status == "passed"
+
+    def save(self) -> None:
+        record = {
+            "ok": all(stage.status == "passed" for stage in self.stages),
+            "stages": list(map(asdict, self.stages)),
+        }
+        (self.out / "summary.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def run(command: list[str], environment: dict[str, str], log, limit: float) -> str:
+    if limit < 1:
+        return "timed out"
+    # A session of its own, so that what it started ends with it.
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    try:
+        return "passed" if process.wait(limit) == 0 else "failed"
+    except subprocess.TimeoutExpired:
+        return "timed out"
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def obstacle() -> str | None:
+    """Why nothing can be checked on this machine."""
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if "torch" in missing:
+        return f"gpu-check needs torch, and {sys.executable} has none"
+    import torch
+
+    if not torch.cuda.is_available():
+        return f"gpu-check needs an NVIDIA GPU, and torch {torch.__version__} sees none on this machine"
+    return f"gpu-check needs the packages {', '.join(missing)} beside torch" if missing else None
+
+
+def tests() -> list[str]:
+    """Files of the operators' tests, and pytest's options for the plugins that are there."""
+    operators = [path.parent.name for path in (ROOT / "kernels").glob("*/reference.py")]
+    words = (*operators, "noise", "kernel", "triton", "cuda", "benchmarks")
+    files = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "tests").glob("test_*.py"))]
+    options = ["-q", "-W", "default", "-p", "no:cacheprovider"]  # other versions of packages may warn
+    options += ["-n", "4"] if find_spec("xdist") else []
+    options += ["--timeout", "120"] if find_spec("pytest_timeout") else []
+    return [*options, *(file for file in files if any(word in file for word in words))]
+
+
+def main() -> int:
+    if why := obstacle():
+        sys.exit(why)
+    check = Check(Path(os.environ.get("OUT") or ROOT / "gpu-check"))
+    if not any(check.stage(name, INSTALL, limit, environment) for name, (limit, environment) in BUILDS.items()):
+        sys.exit("gpu-check: nothing could be installed")
+    check.stage("info", [sys.executable, "-c", "import unmask.cli; unmask.cli.main()", "info"], 60)
+    check.stage("tests", [sys.executable, "-m", "pytest", *tests()], TESTS)
+    for shape, share in SHAPES.items():
+        limit = check.left * share - 5
+        command = [sys.executable, "-m", "benchmarks.sample_head", "--device", "cuda", "--shape", shape]
+        options = ["--budget", f"{max(1.0, limit - 20):.0f}", "--out", str(check.out / f"sample_head-{shape}.json")]
+        check.stage(f"benchmark {shape}", [*command, *options], limit)
+    summary(check)
+    return int(any(stage.status != "passed" for stage in check.stages))
+
+
+def summary(check: Check) -> None:
+    """A short table at the very end: the fastest implementation at each size beside the floor and the fastest peer."""
+    for shape in SHAPES:
+        path = check.out / f"sample_head-{shape}.json"
+        rows = json.loads(path.read_text())["rows"] if path.exists() else []
+        tell(f"{shape}: R, fastest implementation, predicted floor µs, measured µs, fastest peer µs")
+        sizes = sorted({row["num_rows"] for row in rows if row["part"] == "whole"})
+        for size in sizes:
+            timed = [row for row in rows if row["part"] == "whole" and row["num_rows"] == size]
+            ours, peer = (fastest(timed, kind) for kind in ("implementation", "peer"))
+            if ours and peer:
+                figures = 1e6 * ours["floor"], seconds(ours) * 1e6, seconds(peer) * 1e6
+                tell(f"  {size:>6,}  {ours['variant']:<10}" + "".join(f"{figure:>12,.1f}" for figure in figures))
+    for stage in check.stages:
+        tell(f"{stage.status:<10}{stage.name} ({stage.seconds} s)")
+
+
+def fastest(rows: list[dict], kind: str) -> dict | None:
+    return min((row for row in rows if row["kind"] == kind and seconds(row)), key=seconds, default=None)
+
+
+def seconds(row: dict) -> float | None:
+    timing = row["graph"] or row["cold"]
+    return timing and timing["median"]
+
+
+def tell(text: str) -> None:
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,14 @@
+// Rows, their head, and what is done to the logits before they make a law.
+#pragma once
+
+#include "matrix.h"
+
+namespace unmask {
+
+struct TemperedHead {
+    Head head;
+    const float* offset = nullptr;       // [V] or null: added to the logits, -inf for an impossible id
+    const float* temperature = nullptr;  // [R], > 0: divides them then
+};
+
+}  // namespace unmask

@@ -1,0 +1,118 @@
+"""Compiles what the Triton launchers of expected_embedding and divergence launch, for several GPUs and without any.
+
+Run in a process of its own, without TRITON_INTERPRET. The launchers get tensors without memory, and every launch is
+recorded and compiled instead of run: the same types, specialisations and options as on a GPU. Prints one JSON object
+per kernel, dtype and target: bytes of shared memory, and for sm_90 registers, bytes of stack (spills) and instructions.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+from unmask.kernels.divergence import triton_kernel as divergence
+from unmask.kernels.divergence.call import DivergenceCall
+from unmask.kernels.expected_embedding import triton_kernel as expected_embedding
+from unmask.kernels.expected_embedding.call import EmbeddingCall
+from unmask.kernels.logits import Logits
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int64: "i64"}
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+def compile_launch(kernel, target, options, arguments):
+    """The kernel as the just-in-time compiler specialises it for these arguments."""
+    signature, constants, attributes = {}, {}, {}
+    for at, parameter in enumerate(kernel.params):
+        value, general = arguments[parameter.name], parameter.do_not_specialize
+        is_tensor = isinstance(value, torch.Tensor)
+        if parameter.is_constexpr or value is None or not (is_tensor or general or value != 1):
+            signature[parameter.name] = "constexpr"
+            constants[at,] = value
+            continue
+        signature[parameter.name] = f"*{TYPES[value.dtype]}" if is_tensor else "i32"
+        if is_tensor or (value % 16 == 0 and not general):
+            attributes[at,] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, constants, attributes)
+    return triton.compile(source, target=target, options=options)
+
+
+def resources(cubin):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        usage = subprocess.run([TOOLS / "cuobjdump", "--dump-resource-usage", path], capture_output=True, text=True)
+        code = subprocess.run([TOOLS / "nvdisasm", "-c", path], capture_output=True, text=True).stdout
+    names = set(re.findall(r"\b(HGMMA|HMMA|DFMA|DADD|DMUL|LDL|STL)\b", code))
+    numbers = {key.lower(): int(re.search(rf"{key}:(\d+)", usage.stdout)[1]) for key in ("REG", "STACK")}
+    return {**numbers, "instructions": sorted(names)}
+
+
+def launches(dtype, run):
+    """(kernel, options, arguments) of every launch of run(hidden, weight, offset, other hidden, weight, table)."""
+    recorded = []
+
+    def record(kernel, *positional, grid, warmup, **named):
+        arguments = dict(zip(kernel.arg_names, positional, strict=False)) | named
+        options = {name: arguments.pop(name) for name in set(named) - set(kernel.arg_names)}
+        recorded.append((kernel, options, arguments))
+
+    before, JITFunction.run = JITFunction.run, record
+    shapes = [(64, 768), (50258, 768), (64, 384), (50258, 384), (50258, 768)]
+    try:
+        run(*(torch.empty(shape, dtype=dtype, device="meta") for shape in shapes))
+    finally:
+        JITFunction.run = before
+    return recorded
+
+
+def embed(hidden, weight, _hidden, _weight, table):
+    offset, rows = hidden.new_empty(len(weight), dtype=torch.float32), hidden.new_empty(64, dtype=torch.int64)
+    expected_embedding.expected_embedding(EmbeddingCall(Logits(hidden, weight, offset, rows=rows), table))
+
+
+def diverge(hidden, weight, other_hidden, other_weight, _table):
+    offset = hidden.new_empty(len(weight), dtype=torch.float32)
+    divergence.divergence(DivergenceCall(Logits(hidden, weight, offset), Logits(other_hidden, other_weight, offset)))
+
+
+def diverge_logits(hidden, weight, other_hidden, other_weight, _table):
+    logits = hidden.new_empty(64, len(weight))
+    divergence.divergence(DivergenceCall(Logits(logits, None, None), Logits(logits, None, None)))
+
+
+def main():
+    """Every target for bf16; sm_90 for fp32, and for logits that are given."""
+    runs = {"expected_embedding": (embed,), "divergence": (diverge, diverge_logits)}[sys.argv[1]]
+    seen = set()
+    for run in runs:
+        for dtype in (torch.bfloat16, torch.float32):
+            for kernel, options, arguments in launches(dtype, run):
+                for name in TARGETS if dtype == torch.bfloat16 and run is runs[0] else ("sm_90",):
+                    line = {"kernel": kernel.fn.__name__, "run": run.__name__, "dtype": TYPES[dtype], "target": name}
+                    compiled = compile_launch(kernel, TARGETS[name], options, arguments)
+                    if compiled.hash in seen:
+                        continue
+                    seen.add(compiled.hash)
+                    line["shared"] = compiled.metadata.shared
+                    if name == "sm_90":
+                        line |= resources(compiled.asm["cubin"])
+                    print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()
