@@ -1,0 +1,605 @@
+"""sample_head in Triton: the product, the race of the noise blocks and the draw in one launch.
+
+A program walks a run of noise blocks for one tile of rows. Each block's log-sum-exp goes into a table, and the logits of
+the best block so far into the program's record of the row. The last program to finish a tile of rows merges the table
+by block index, picks the best record, lets its 128 tokens race and writes the results.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from unmask.kernels import noise, triton_noise
+from unmask.kernels.sample_head.call import HeadCall, HeadSample
+from unmask.kernels.sample_head.triton_config import TRUNCATE, Config, choose_config
+from unmask.kernels.triton_noise import block_gumbel, exp_below, fold_sum, log_positive, logsumexp, token_gumbel
+
+BLOCK = triton_noise.BLOCK
+_NEVER = tl.constexpr(-math.inf)
+
+
+# --- logits ---------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _row_offsets(rows, row, real, stride):
+    """Where in hidden each row of the call starts."""
+    index = row.to(tl.int64) if rows is None else tl.load(rows + row, mask=real, other=0)
+    return index * stride
+
+
+@triton.jit
+def _inverse_temperature(temperature, temperatures, row, real):
+    """(1 / temperature, whether the row is greedy); greedy rows are not divided."""
+    if temperatures is None:
+        divisor = tl.zeros_like(row).to(tl.float32) + temperature
+    else:
+        divisor = tl.load(temperatures + row, mask=real, other=1.0)
+    greedy = divisor == 0
+    inverse = tl.div_rn(1.0, tl.where(greedy, 1.0, divisor))
+    return tl.maximum(inverse, 2.0**-126), greedy  # a subnormal factor may count as zero, and -inf * 0 is NaN
+
+
+@triton.jit
+def _product(
+    hidden, weight, row_offsets, real, ids, hidden_column, weight_row, weight_column,
+    dim: tl.constexpr, block_r: tl.constexpr, block_v: tl.constexpr, block_k: tl.constexpr,
+):  # fmt: skip
+    """hidden . weight of one tile; `ids` name rows of weight that exist."""
+    k = tl.arange(0, block_k)
+    left = hidden + row_offsets[:, None] + k[None, :] * hidden_column
+    right = weight + ids.to(tl.int64)[None, :] * weight_row + k[:, None] * weight_column
+    total = tl.zeros((block_r, block_v), tl.float32)
+    for start in range(0, dim, block_k):
+        if dim % block_k == 0:
+            h = tl.load(left, mask=real[:, None], other=0.0)
+            w = tl.load(right)
+        else:
+            h = tl.load(left, mask=real[:, None] & (k < dim - start)[None, :], other=0.0)
+            w = tl.load(right, mask=(k < dim - start)[:, None], other=0.0)
+        total = tl.dot(h, w, total, input_precision="ieee")
+        left += block_k * hidden_column
+        right += block_k * weight_column
+    return total
+
+
+@triton.jit
+def _logits(
+    hidden, weight, offset, allow, row, real, row_offsets, inverse, first, vocab_size,
+    hidden_column, weight_row, weight_column,
+    dim: tl.constexpr, block_r: tl.constexpr, block_v: tl.constexpr, block_k: tl.constexpr,
+):  # fmt: skip
+    """Tempered logits [block_r, block_v] of the ids from `first` on; -inf where an id cannot be drawn."""
+    ids = first + tl.arange(0, block_v)
+    exists = ids < vocab_size
+    if weight is None:
+        source = hidden + row_offsets[:, None] + ids.to(tl.int64)[None, :] * hidden_column
+        x = tl.load(source, mask=real[:, None] & exists[None, :], other=0.0).to(tl.float32)
+    else:
+        x = _product(
+            hidden, weight, row_offsets, real, tl.minimum(ids, vocab_size - 1), hidden_column, weight_row,
+            weight_column, dim, block_r, block_v, block_k,
+        )  # fmt: skip
+    drawable = exists[None, :]
+    if offset is not None:
+        shift = tl.load(offset + ids, mask=exists, other=_NEVER)
+        x += shift[None, :]
+        drawable = (shift != _NEVER)[None, :]
+    if allow is not None:
+        words = (vocab_size + 31) // 32
+        source = allow + row.to(tl.int64)[:, None] * words + (ids >> 5)[None, :]
+        bits = tl.load(source, mask=real[:, None] & exists[None, :], other=0)
+        drawable = drawable & ((bits >> (ids & 31)[None, :] & 1) == 1)
+    return tl.where(drawable, x * inverse[:, None], _NEVER)
+
+
+# --- the race -------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _load_key(keys, row, real):
+    """sequence, position and draw of each row."""
+    sequence = tl.load(keys + row * 3, mask=real, other=0).to(tl.uint32)
+    position = tl.load(keys + row * 3 + 1, mask=real, other=0).to(tl.uint32)
+    draw = tl.load(keys + row * 3 + 2, mask=real, other=0).to(tl.uint32)
+    return sequence, position, draw
+
+
+@triton.jit
+def _block_sums(x, block_r: tl.constexpr, num_blocks: tl.constexpr, entropy: tl.constexpr):
+    """x [block_r, num_blocks, 128] -> largest logit, log-sum-exp and, if wanted, entropy of each block."""
+    top = tl.max(x, axis=2)
+    term = exp_below(x, top[:, :, None])
+    total = tl.reshape(fold_sum(tl.reshape(term, (block_r * num_blocks, BLOCK)), block_r * num_blocks, BLOCK), top.shape)
+    lse = logsumexp(top, total)
+    if not entropy:
+        return top, lse, lse
+    lower = tl.where(term > 0, term * (x - top[:, :, None]), 0.0)
+    lower = tl.reshape(fold_sum(tl.reshape(lower, (block_r * num_blocks, BLOCK)), block_r * num_blocks, BLOCK), top.shape)
+    return top, lse, tl.where(total > 0, log_positive(total) - lower / total, 0.0)
+
+
+@triton.jit
+def _two_largest(x, ids):
+    """Largest of each row of x, the lowest id that has it, and the largest of the others."""
+    top = tl.max(x, axis=1)
+    where = tl.min(tl.where(x == top[:, None], ids[None, :], 0x7FFFFFFF), axis=1)
+    second = tl.max(tl.where(ids[None, :] == where[:, None], _NEVER, x), axis=1)
+    return top, where, second
+
+
+@triton.jit(do_not_specialize=["num_rows", "key0", "key1", "splits", "group"])
+def race_kernel(
+    hidden, weight, offset, keys, temperature, temperatures, allow, rows, buffer, positions,
+    tokens, logprob, lse, max_prob, argmax, margin, entropy,
+    block_lse, block_entropy, record_score, record_block, record_logits, top_logit, top_id, second_logit, arrivals,
+    num_rows, vocab_size, key0, key1, splits, group,
+    hidden_row, hidden_column, weight_row, weight_column,
+    dim: tl.constexpr, block_r: tl.constexpr, block_v: tl.constexpr, block_k: tl.constexpr,
+    finish_r: tl.constexpr, finish_splits: tl.constexpr,
+):  # fmt: skip
+    num_blocks: tl.constexpr = block_v // BLOCK
+    ranked: tl.constexpr = top_logit is not None
+
+    # Programs side by side share row tiles and spans of the vocabulary: `group` row tiles by all splits at a time.
+    program = tl.program_id(0)
+    first_tile = program // (group * splits) * group
+    tiles = tl.minimum(tl.cdiv(num_rows, block_r) - first_tile, group)
+    tile = first_tile + program % (group * splits) % tiles
+    split = program % (group * splits) // tiles
+
+    row = tile * block_r + tl.arange(0, block_r)
+    real = row < num_rows
+    row_offsets = _row_offsets(rows, row, real, hidden_row)
+    inverse, greedy = _inverse_temperature(temperature, temperatures, row, real)
+    sequence, position, draw = _load_key(keys, row, real)
+
+    best = tl.full((block_r,), _NEVER, tl.float32)
+    best_block = tl.zeros((block_r,), tl.int32)
+    if ranked:
+        top, second = best, best
+        top_at = tl.zeros((block_r,), tl.int32)
+
+    spans = tl.cdiv(vocab_size, block_v)
+    record_row = split * num_rows + row
+    lane = tl.arange(0, num_blocks)
+    for span in tl.range(split * spans // splits, (split + 1) * spans // splits, flatten=True):
+        x = _logits(
+            hidden, weight, offset, allow, row, real, row_offsets, inverse, span * block_v, vocab_size,
+            hidden_column, weight_row, weight_column, dim, block_r, block_v, block_k,
+        )  # fmt: skip
+        blocks = tl.reshape(x, (block_r, num_blocks, BLOCK))
+        block = span * num_blocks + lane
+        block_top, sums, spread = _block_sums(blocks, block_r, num_blocks, block_entropy is not None)
+        table = block[None, :] * num_rows + row[:, None]
+        stored = real[:, None] & (block * BLOCK < vocab_size)[None, :]
+        tl.store(block_lse + table, sums, mask=stored)
+        if block_entropy is not None:
+            tl.store(block_entropy + table, spread, mask=stored)
+
+        noise = block_gumbel(
+            block.to(tl.uint32)[None, :], position[:, None], sequence[:, None], draw[:, None], key0, key1
+        )
+        score = tl.where(greedy[:, None], block_top, sums + noise)
+        score_top = tl.max(score, axis=1)
+        which = tl.min(tl.where(score == score_top[:, None], lane[None, :], num_blocks), axis=1)
+        broken = real & (score_top > best)  # blocks come in rising order: the lowest of equals stays
+        best = tl.where(broken, score_top, best)
+        best_block = tl.where(broken, span * num_blocks + which, best_block)
+        kept = broken[:, None] & (which[:, None] == lane[None, :])
+        place = record_row[:, None, None] * BLOCK + tl.arange(0, BLOCK)[None, None, :]
+        tl.store(record_logits + place + tl.zeros_like(blocks).to(tl.int32), blocks, mask=kept[:, :, None])
+
+        if ranked:
+            span_top, span_at, span_second = _two_largest(x, span * block_v + tl.arange(0, block_v))
+            higher = span_top > top
+            second = tl.maximum(tl.minimum(span_top, top), tl.where(higher, span_second, second))
+            top_at = tl.where(higher, span_at, top_at)
+            top = tl.maximum(span_top, top)
+
+    tl.store(record_score + record_row, best, mask=real)
+    tl.store(record_block + record_row, best_block, mask=real)
+    if ranked:
+        tl.store(top_logit + record_row, top, mask=real)
+        tl.store(top_id + record_row, top_at, mask=real)
+        tl.store(second_logit + record_row, second, mask=real)
+
+    tl.debug_barrier()  # everything this program stored comes before its arrival
+    if tl.atomic_add(arrivals + tile, 1, sem="acq_rel") == splits - 1:
+        tl.store(arrivals + tile, 0)  # ready for the next launch
+        for start in range(tile * block_r, tl.minimum((tile + 1) * block_r, num_rows), finish_r):
+            _finish(
+                keys, temperature, temperatures, buffer, positions,
+                tokens, logprob, lse, max_prob, argmax, margin, entropy,
+                block_lse, block_entropy, record_score, record_block, record_logits,
+                top_logit, top_id, second_logit,
+                start, num_rows, vocab_size, key0, key1, splits, finish_r, finish_splits,
+            )  # fmt: skip
+
+
+# --- the merge ------------------------------------------------------------------------------------------------------
+# What other programs stored is read past the first-level cache (".cg"), which does not see their stores.
+
+
+@triton.jit
+def _merge_lse(block_lse, row, real, num_rows, num_blocks, finish_r: tl.constexpr):
+    """Log-sum-exp over the table of each row: 128 lanes by block index, then the fixed fold."""
+    top = tl.full((finish_r, BLOCK), _NEVER, tl.float32)
+    total = tl.zeros((finish_r, BLOCK), tl.float32)
+    for start in range(0, num_blocks, BLOCK):
+        block = start + tl.arange(0, BLOCK)
+        place = block_lse + block[None, :] * num_rows + row[:, None]
+        mask = real[:, None] & (block < num_blocks)[None, :]
+        value = tl.load(place, mask=mask, other=_NEVER, cache_modifier=".cg")
+        raised = tl.maximum(top, value)
+        total = total * exp_below(top, raised) + exp_below(value, raised)
+        top = raised
+    highest = tl.max(top, axis=1)
+    return logsumexp(highest, fold_sum(total * exp_below(top, highest[:, None]), finish_r, BLOCK))
+
+
+@triton.jit
+def _merge_entropy(block_lse, block_entropy, lse, row, real, num_rows, num_blocks, finish_r: tl.constexpr):
+    """Sum over blocks of P(b) (h(b) - log P(b)), in the order of _merge_lse."""
+    total = tl.zeros((finish_r, BLOCK), tl.float32)
+    for start in range(0, num_blocks, BLOCK):
+        block = start + tl.arange(0, BLOCK)
+        place = block[None, :] * num_rows + row[:, None]
+        mask = real[:, None] & (block < num_blocks)[None, :]
+        value = tl.load(block_lse + place, mask=mask, other=_NEVER, cache_modifier=".cg")
+        spread = tl.load(block_entropy + place, mask=mask, other=0.0, cache_modifier=".cg")
+        share = tl.exp(value - lse[:, None])
+        total += tl.where(share == 0, 0.0, share * (spread - (value - lse[:, None])))
+    return fold_sum(total, finish_r, BLOCK)
+
+
+@triton.jit
+def _best_split(value, row, real, num_rows, splits, finish_r: tl.constexpr, finish_splits: tl.constexpr):
+    """(largest value, the lowest split that has it) of each row over a table [splits, num_rows]."""
+    best = tl.full((finish_r, finish_splits), _NEVER, tl.float32)
+    best_at = tl.zeros((finish_r, finish_splits), tl.int32)
+    for start in range(0, splits, finish_splits):
+        split = start + tl.arange(0, finish_splits)
+        mask = real[:, None] & (split < splits)[None, :]
+        place = value + split[None, :] * num_rows + row[:, None]
+        found = tl.load(place, mask=mask, other=_NEVER, cache_modifier=".cg")
+        higher = found > best
+        best = tl.where(higher, found, best)
+        best_at = tl.where(higher, split[None, :], best_at)
+    highest = tl.max(best, axis=1)
+    return highest, tl.min(tl.where(best == highest[:, None], best_at, splits - 1), axis=1)
+
+
+@triton.jit
+def _finish(
+    keys, temperature, temperatures, buffer, positions,
+    tokens, logprob, lse, max_prob, argmax, margin, entropy,
+    block_lse, block_entropy, record_score, record_block, record_logits, top_logit, top_id, second_logit,
+    first, num_rows, vocab_size, key0, key1, splits, finish_r: tl.constexpr, finish_splits: tl.constexpr,
+):  # fmt: skip
+    """Merge, draw and write `finish_r` rows, those from `first` on."""
+    row = first + tl.arange(0, finish_r)
+    real = row < num_rows
+    num_blocks = tl.cdiv(vocab_size, BLOCK)
+    _, greedy = _inverse_temperature(temperature, temperatures, row, real)
+    sequence, position, draw = _load_key(keys, row, real)
+
+    row_lse = _merge_lse(block_lse, row, real, num_rows, num_blocks, finish_r)
+    _, split = _best_split(record_score, row, real, num_rows, splits, finish_r, finish_splits)
+    record = split * num_rows + row
+    block = tl.load(record_block + record, mask=real, other=0, cache_modifier=".cg")
+    lane = tl.arange(0, BLOCK)
+    place = record_logits + record[:, None] * BLOCK + lane[None, :]
+    logits = tl.load(place, mask=real[:, None], other=_NEVER, cache_modifier=".cg")
+
+    noise = token_gumbel(block.to(tl.uint32), position, sequence, draw, key0, key1, finish_r)
+    score = logits + tl.where(greedy[:, None], 0.0, noise)
+    winner = tl.min(tl.where(score == tl.max(score, axis=1)[:, None], lane[None, :], BLOCK), axis=1)
+    drawn = (row_lse - row_lse) == 0  # finite
+    token = tl.where(drawn, block * BLOCK + winner, -1).to(tl.int64)
+    tl.store(tokens + row, token, mask=real)
+    tl.store(lse + row, row_lse, mask=real)
+    if logprob is not None:
+        logit = tl.max(tl.where(lane[None, :] == winner[:, None], logits, _NEVER), axis=1)
+        tl.store(logprob + row, tl.where(drawn, logit - row_lse, row_lse - row_lse), mask=real)
+    if entropy is not None:
+        value = _merge_entropy(block_lse, block_entropy, row_lse, row, real, num_rows, num_blocks, finish_r)
+        tl.store(entropy + row, value, mask=real)
+    if top_logit is not None:
+        _rank(
+            max_prob, argmax, margin, top_logit, top_id, second_logit,
+            row_lse, row, real, num_rows, splits, finish_r, finish_splits,
+        )  # fmt: skip
+    if buffer is not None:
+        target = tl.load(positions + row, mask=real, other=0)
+        tl.store(buffer + target, token, mask=real & drawn)
+
+
+@triton.jit
+def _rank(
+    max_prob, argmax, margin, top_logit, top_id, second_logit, row_lse, row, real, num_rows, splits,
+    finish_r: tl.constexpr, finish_splits: tl.constexpr,
+):  # fmt: skip
+    """Largest probability, its id and its lead over the second from the two largest logits of every split."""
+    top, split = _best_split(top_logit, row, real, num_rows, splits, finish_r, finish_splits)
+    second = tl.load(second_logit + split * num_rows + row, mask=real, other=_NEVER, cache_modifier=".cg")
+    for start in range(0, splits, finish_splits):
+        other = start + tl.arange(0, finish_splits)
+        mask = real[:, None] & (other < splits)[None, :] & (other[None, :] != split[:, None])
+        place = top_logit + other[None, :] * num_rows + row[:, None]
+        found = tl.load(place, mask=mask, other=_NEVER, cache_modifier=".cg")
+        second = tl.maximum(second, tl.max(found, axis=1))
+    probability = tl.exp(top - row_lse)
+    if max_prob is not None:
+        tl.store(max_prob + row, probability, mask=real)
+    if argmax is not None:
+        place = top_id + split * num_rows + row
+        tl.store(argmax + row, tl.load(place, mask=real, other=0, cache_modifier=".cg").to(tl.int64), mask=real)
+    if margin is not None:
+        tl.store(margin + row, probability - tl.exp(second - row_lse), mask=real)
+
+
+# --- top-k and top-p ------------------------------------------------------------------------------------------------
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def logits_kernel(
+    hidden, weight, offset, temperature, temperatures, allow, rows, logits, stride, num_rows, vocab_size,
+    hidden_row, hidden_column, weight_row, weight_column,
+    dim: tl.constexpr, block_r: tl.constexpr, block_v: tl.constexpr, block_k: tl.constexpr,
+):  # fmt: skip
+    """Store the tempered logits [num_rows, vocab_size], rows `stride` apart."""
+    tiles = tl.cdiv(num_rows, block_r)
+    row = tl.program_id(0) % tiles * block_r + tl.arange(0, block_r)
+    first = tl.program_id(0) // tiles * block_v
+    real = row < num_rows
+    row_offsets = _row_offsets(rows, row, real, hidden_row)
+    inverse, _ = _inverse_temperature(temperature, temperatures, row, real)
+    x = _logits(
+        hidden, weight, offset, allow, row, real, row_offsets, inverse, first, vocab_size,
+        hidden_column, weight_row, weight_column, dim, block_r, block_v, block_k,
+    )  # fmt: skip
+    ids = first + tl.arange(0, block_v)
+    place = logits + row.to(tl.int64)[:, None] * stride + ids[None, :]
+    tl.store(place, x, mask=real[:, None] & (ids < vocab_size)[None, :])
+
+
+@triton.jit
+def _rising(x):
+    """uint32 that rises with x; equal for equal values, zeros of either sign included."""
+    bits = tl.where(x == 0, 0.0, x).to(tl.int32, bitcast=True)
+    return (bits ^ (bits >> 31 | -0x80000000)).to(tl.uint32, bitcast=True)
+
+
+@triton.jit
+def _value(rising):
+    """The number that _rising maps to `rising`."""
+    bits = rising.to(tl.int32, bitcast=True)
+    return tl.where(bits < 0, bits ^ -0x80000000, ~bits).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _masses(logits, vocab_size, top, a, b, c, counted: tl.constexpr, block_v: tl.constexpr):
+    """Sum of exp(logit - top), or number, of the logits that rank at or above each of three thresholds."""
+    mass_a = tl.zeros((block_v,), tl.float32)
+    mass_b, mass_c = mass_a, mass_a
+    for start in range(0, vocab_size, block_v):
+        ids = start + tl.arange(0, block_v)
+        x = tl.load(logits + ids, mask=ids < vocab_size, other=_NEVER)
+        rank = _rising(x)
+        mass = (ids < vocab_size).to(tl.float32) if counted else tl.exp(x - top)
+        mass_a += tl.where(rank >= a, mass, 0.0)
+        mass_b += tl.where(rank >= b, mass, 0.0)
+        mass_c += tl.where(rank >= c, mass, 0.0)
+    return tl.sum(mass_a, axis=0), tl.sum(mass_b, axis=0), tl.sum(mass_c, axis=0)
+
+
+@triton.jit
+def _threshold(logits, vocab_size, top, floor, target, counted: tl.constexpr, block_v: tl.constexpr):
+    """(the highest rank from `floor` on whose mass from there up reaches `target`, the mass above that rank)."""
+    rank = tl.zeros_like(floor)
+    step = rank + 0x40000000
+    for _ in range(16):
+        a, b, c = rank + step, rank + 2 * step, rank + 3 * step
+        mass_a, mass_b, mass_c = _masses(logits, vocab_size, top, a, b, c, counted, block_v)
+        rank = tl.where((a <= floor) | (mass_a >= target), a, rank)
+        rank = tl.where((b <= floor) | (mass_b >= target), b, rank)
+        rank = tl.where((c <= floor) | (mass_c >= target), c, rank)
+        step >>= 2
+    above, _, _ = _masses(logits, vocab_size, top, rank + 1, rank + 1, rank + 1, counted, block_v)
+    return rank, above
+
+
+@triton.jit(do_not_specialize=["vocab_size", "top_k"])
+def truncate_kernel(logits, stride, vocab_size, top_k, top_p, block_v: tl.constexpr):
+    """Put -inf for the logits of one row that top_k, then top_p leave out; a row that cannot be drawn stays."""
+    logits += tl.program_id(0).to(tl.int64) * stride
+    highest = tl.full((block_v,), _NEVER, tl.float32)
+    bad = tl.zeros((block_v,), tl.int32)
+    for start in range(0, vocab_size, block_v):
+        ids = start + tl.arange(0, block_v)
+        x = tl.load(logits + ids, mask=ids < vocab_size, other=_NEVER)
+        highest = tl.maximum(highest, x)
+        bad += ((x != x) | (x == float("inf"))).to(tl.int32)
+    top = tl.max(highest, axis=0)
+    if (tl.sum(bad, axis=0) == 0) & (top > _NEVER):
+        rank = tl.full((), 0, tl.uint32)  # ranks above are kept, and the first `quota` ids of those at it
+        quota = vocab_size.to(tl.float32)
+        if top_k is not None:
+            rank, above = _threshold(logits, vocab_size, top, rank, top_k.to(tl.float32), True, block_v)
+            quota = top_k.to(tl.float32) - above
+        if top_p is not None:
+            above, _, _ = _masses(logits, vocab_size, top, rank + 1, rank + 1, rank + 1, False, block_v)
+            each = tl.where(rank == 0, 0.0, tl.exp(_value(rank) - top))
+            target = top_p * (above + quota * each)
+            floor = rank
+            rank, above = _threshold(logits, vocab_size, top, floor, target, False, block_v)
+            each = tl.exp(_value(rank) - top)
+            reach = tl.where(each > 0, tl.ceil((target - above) / each), quota)
+            quota = tl.minimum(tl.maximum(reach, 1.0), tl.where(rank == floor, quota, vocab_size.to(tl.float32)))
+        equals = tl.full((), 0, tl.int32)
+        for start in range(0, vocab_size, block_v):
+            ids = start + tl.arange(0, block_v)
+            x = tl.load(logits + ids, mask=ids < vocab_size, other=_NEVER)
+            equal = ((_rising(x) == rank) & (ids < vocab_size)).to(tl.int32)
+            before = equals + tl.cumsum(equal, axis=0) - equal
+            kept = (_rising(x) > rank) | ((equal == 1) & (before.to(tl.float32) < quota))
+            tl.store(logits + ids, _NEVER, mask=(ids < vocab_size) & ~kept)
+            equals += tl.sum(equal, axis=0)
+
+
+# --- launches -------------------------------------------------------------------------------------------------------
+
+_WORKSPACE = 64 << 20  # bytes a call may allocate beside its results
+_MAX_ROWS = 8192  # of one launch
+_RANKED = {"max_prob", "argmax", "margin"}
+
+
+def sample_head(call: HeadCall) -> HeadSample:
+    config = choose_config(call)
+    return race(call, config) if call.top_k is None and call.top_p is None else truncated(call, config)
+
+
+def race(call: HeadCall, config: Config, splits: int | None = None, chunk: int | None = None) -> HeadSample:
+    """One launch per `chunk` rows, the vocabulary of each tile of rows split over `splits` programs."""
+    spans = triton.cdiv(call.vocab_size, config.block_v)
+    chunk = min(call.num_rows, chunk or _rows_of_a_launch(call, config))
+    splits = min(splits or config.splits(chunk, spans), spans)
+    call = _contiguous(call)
+    sample, work = _results(call), _workspace(call, chunk, splits)
+    arrivals = _zeroed_arrivals(call.hidden.device, triton.cdiv(chunk, config.block_r))
+    key0, key1 = triton_noise.key_words(call.seed)
+    for part, results in _chunks(call, sample, chunk):
+        race_kernel[(triton.cdiv(part.num_rows, config.block_r) * splits,)](
+            *_operands(part), part.keys, *_temperatures(part), part.allow, part.rows, *(part.out or (None, None)),
+            *results, *work, arrivals,
+            part.num_rows, part.vocab_size, key0, key1, splits, config.group, *_strides(part), **config.tile(part),
+            finish_r=config.finish_r, finish_splits=config.finish_splits, **config.options,
+        )  # fmt: skip
+    return sample
+
+
+def truncated(call: HeadCall, config: Config, chunk: int | None = None) -> HeadSample:
+    """The logits of `chunk` rows at a time are stored, those left out become -inf, and the others race."""
+    share = _WORKSPACE // 8 * 7  # the race over them needs the rest
+    stride = triton.cdiv(call.vocab_size, 16) * 16  # rows begin where wide loads may
+    chunk = min(call.num_rows, chunk or max(1, share // (4 * stride)))
+    logits = torch.empty(chunk, stride, device=call.hidden.device)
+    call = _contiguous(call)
+    parts = []
+    for part, _ in _chunks(call, HeadSample(call.keys), chunk):
+        scored = logits[: part.num_rows, : part.vocab_size]
+        tiles = triton.cdiv(part.num_rows, config.block_r) * triton.cdiv(part.vocab_size, config.block_v)
+        logits_kernel[(tiles,)](
+            *_operands(part), *_temperatures(part), part.allow, part.rows, scored, stride, part.num_rows,
+            part.vocab_size, *_strides(part), **config.tile(part), **config.options,
+        )  # fmt: skip
+        truncate_kernel[(part.num_rows,)](scored, stride, part.vocab_size, part.top_k, part.top_p, **TRUNCATE)
+        stored = HeadCall(
+            scored, None, None, part.keys, part.seed, _greedy_or_one(part.temperature), want=part.want, out=part.out
+        )
+        parts.append(race(stored, choose_config(stored)))
+    return HeadSample(*(None if fields[0] is None else torch.cat(fields) for fields in zip(*parts, strict=True)))
+
+
+def _greedy_or_one(temperature: float | Tensor) -> float | Tensor:
+    """The temperature that is left for tempered logits."""
+    return (temperature != 0).float() if isinstance(temperature, Tensor) else float(temperature != 0)
+
+
+def _contiguous(call: HeadCall) -> HeadCall:
+    """The call with its small tensors contiguous and its offset in fp32."""
+    small = {name: getattr(call, name) for name in ("keys", "allow", "rows", "temperature")}
+    small = {name: value.contiguous() for name, value in small.items() if isinstance(value, Tensor)}
+    offset = None if call.offset is None else call.offset.float().contiguous()
+    out = None if call.out is None else (call.out[0], call.out[1].contiguous())
+    return replace(call, offset=offset, out=out, **small)
+
+
+def _chunks(call: HeadCall, sample: HeadSample, chunk: int) -> Iterator[tuple[HeadCall, list[Tensor | None]]]:
+    """The call and its results by `chunk` rows."""
+    for first in range(0, call.num_rows, chunk):
+        rows = slice(first, first + chunk)
+        part = replace(
+            call,
+            hidden=call.hidden[rows] if call.rows is None else call.hidden,
+            keys=call.keys[rows],
+            temperature=call.temperature[rows] if isinstance(call.temperature, Tensor) else call.temperature,
+            allow=None if call.allow is None else call.allow[rows],
+            rows=None if call.rows is None else call.rows[rows],
+            out=None if call.out is None else (call.out[0], call.out[1][rows]),
+        )
+        yield part, [None if field is None else field[rows] for field in sample]
+
+
+def _results(call: HeadCall) -> HeadSample:
+    """A new tensor for tokens, lse and everything wanted."""
+
+    def new(name: str) -> Tensor | None:
+        if name not in ("tokens", "lse", *call.want):
+            return None
+        dtype = torch.int64 if name in ("tokens", "argmax") else torch.float32
+        return torch.empty(call.num_rows, dtype=dtype, device=call.hidden.device)
+
+    return HeadSample(*map(new, HeadSample._fields))
+
+
+def _workspace(call: HeadCall, rows: int, splits: int) -> list[Tensor | None]:
+    """block_lse and block_entropy [blocks, rows]; of each split and row: record_score, record_block, record_logits,
+    top_logit, top_id, second_logit."""
+    blocks, entropy, ranked = triton.cdiv(call.vocab_size, noise.BLOCK), "entropy" in call.want, _ranks(call)
+    shapes = [(blocks, True), (blocks, entropy), (splits, True), (splits, True), (splits * noise.BLOCK, True)]
+    shapes += [(splits, ranked)] * 3
+    types = [torch.int32 if at in (3, 6) else torch.float32 for at in range(len(shapes))]
+    device = call.hidden.device
+    return [
+        torch.empty(size * rows, dtype=dtype, device=device) if needed else None
+        for (size, needed), dtype in zip(shapes, types, strict=True)
+    ]
+
+
+def _rows_of_a_launch(call: HeadCall, config: Config) -> int:
+    """As many as the workspace has room for, in whole tiles."""
+    blocks = triton.cdiv(call.vocab_size, noise.BLOCK) * (2 if "entropy" in call.want else 1)
+    records = config.splits(_MAX_ROWS, blocks) * (noise.BLOCK + 5)
+    rows = min(_MAX_ROWS, _WORKSPACE // (4 * (blocks + records)))
+    return max(1, rows // config.block_r) * config.block_r
+
+
+def _ranks(call: HeadCall) -> bool:
+    return not _RANKED.isdisjoint(call.want)
+
+
+def _operands(call: HeadCall) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    return call.hidden, call.weight, call.offset
+
+
+def _temperatures(call: HeadCall) -> tuple[float, Tensor | None]:
+    """One for all rows, or one by row."""
+    return (1.0, call.temperature) if isinstance(call.temperature, Tensor) else (call.temperature, None)
+
+
+def _strides(call: HeadCall) -> tuple[int, int, int, int]:
+    return *call.hidden.stride(), *((0, 0) if call.weight is None else call.weight.stride())
+
+
+_arrivals: dict[tuple[torch.device, int], Tensor] = {}
+
+
+def _zeroed_arrivals(device: torch.device, tiles: int) -> Tensor:
+    """Zeros that every launch leaves as zeros: one buffer per stream, a new one for each captured graph."""
+    size = max(tiles, _MAX_ROWS // 16)
+    if device.type != "cuda":
+        stream = 0
+    elif torch.cuda.is_current_stream_capturing():
+        return torch.zeros(size, dtype=torch.int32, device=device)
+    else:
+        stream = torch.cuda.current_stream(device).cuda_stream
+    if (device, stream) not in _arrivals or len(_arrivals[device, stream]) < size:
+        _arrivals[device, stream] = torch.zeros(size, dtype=torch.int32, device=device)
+    return _arrivals[device, stream]
