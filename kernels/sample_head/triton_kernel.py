@@ -17,7 +17,7 @@ from torch import Tensor
 from unmask.kernels import noise, triton_noise
 from unmask.kernels.sample_head.call import HeadCall, HeadSample
 from unmask.kernels.sample_head.triton_config import TRUNCATE, Config, choose_config
-from unmask.kernels.triton_noise import block_gumbel, exp_below, fold_sum, log_positive, logsumexp, token_gumbel
+from unmask.kernels.triton_noise import block_gumbel, exp_below, fold_sum, halves, log_positive, logsumexp, token_gumbel
 
 BLOCK = triton_noise.BLOCK
 _NEVER = tl.constexpr(-math.inf)
@@ -41,7 +41,7 @@ def _inverse_temperature(temperature, temperatures, row, real):
     else:
         divisor = tl.load(temperatures + row, mask=real, other=1.0)
     greedy = divisor == 0
-    inverse = tl.div_rn(1.0, tl.where(greedy, 1.0, divisor))
+    inverse = tl.where(greedy | (divisor == 1), 1.0, 1.0 / divisor)
     return tl.maximum(inverse, 2.0**-126), greedy  # a subnormal factor may count as zero, and -inf * 0 is NaN
 
 
@@ -57,45 +57,56 @@ def _product(
     total = tl.zeros((block_r, block_v), tl.float32)
     for start in range(0, dim, block_k):
         if dim % block_k == 0:
-            h = tl.load(left, mask=real[:, None], other=0.0)
-            w = tl.load(right)
+            h = tl.load(left + start * hidden_column, mask=real[:, None], other=0.0)
+            w = tl.load(right + start * weight_column)
         else:
-            h = tl.load(left, mask=real[:, None] & (k < dim - start)[None, :], other=0.0)
-            w = tl.load(right, mask=(k < dim - start)[:, None], other=0.0)
+            rest = k < dim - start
+            h = tl.load(left + start * hidden_column, mask=real[:, None] & rest[None, :], other=0.0)
+            w = tl.load(right + start * weight_column, mask=rest[:, None], other=0.0)
         total = tl.dot(h, w, total, input_precision="ieee")
-        left += block_k * hidden_column
-        right += block_k * weight_column
     return total
 
 
 @triton.jit
-def _logits(
-    hidden, weight, offset, allow, row, real, row_offsets, inverse, first, vocab_size,
-    hidden_column, weight_row, weight_column,
+def _tile(
+    hidden, weight, real, row_offsets, first, vocab_size, hidden_column, weight_row, weight_column,
     dim: tl.constexpr, block_r: tl.constexpr, block_v: tl.constexpr, block_k: tl.constexpr,
 ):  # fmt: skip
-    """Tempered logits [block_r, block_v] of the ids from `first` on; -inf where an id cannot be drawn."""
+    """Logits [block_r, block_v] of the ids from `first` on, before offset and temperature."""
     ids = first + tl.arange(0, block_v)
-    exists = ids < vocab_size
     if weight is None:
         source = hidden + row_offsets[:, None] + ids.to(tl.int64)[None, :] * hidden_column
-        x = tl.load(source, mask=real[:, None] & exists[None, :], other=0.0).to(tl.float32)
+        return tl.load(source, mask=real[:, None] & (ids < vocab_size)[None, :], other=0.0).to(tl.float32)
     else:
-        x = _product(
+        return _product(
             hidden, weight, row_offsets, real, tl.minimum(ids, vocab_size - 1), hidden_column, weight_row,
             weight_column, dim, block_r, block_v, block_k,
         )  # fmt: skip
-    drawable = exists[None, :]
-    if offset is not None:
-        shift = tl.load(offset + ids, mask=exists, other=_NEVER)
-        x += shift[None, :]
-        drawable = (shift != _NEVER)[None, :]
+
+
+@triton.jit
+def _shift(offset, first, vocab_size, width: tl.constexpr):
+    """What to add to the logits of the ids from `first` on, [1, width]: -inf where an id cannot be drawn."""
+    ids = first + tl.arange(0, width)
+    exists = ids < vocab_size
+    if offset is None:
+        return tl.where(exists, 0.0, _NEVER)[None, :]
+    else:
+        return tl.load(offset + ids, mask=exists, other=_NEVER)[None, :]
+
+
+@triton.jit
+def _temper(x, shift, allow, row, real, inverse, first, vocab_size, width: tl.constexpr):
+    """x [rows, width] with offset and temperature, of the ids from `first` on; -inf where an id cannot be drawn."""
+    drawable = shift != _NEVER
     if allow is not None:
+        word = first // 32 + tl.arange(0, width // 32)
         words = (vocab_size + 31) // 32
-        source = allow + row.to(tl.int64)[:, None] * words + (ids >> 5)[None, :]
-        bits = tl.load(source, mask=real[:, None] & exists[None, :], other=0)
-        drawable = drawable & ((bits >> (ids & 31)[None, :] & 1) == 1)
-    return tl.where(drawable, x * inverse[:, None], _NEVER)
+        mask = real[:, None] & (word < words)[None, :]
+        bits = tl.load(allow + (row * words)[:, None] + word[None, :], mask=mask, other=0)
+        bits = bits[:, :, None] >> tl.arange(0, 32)[None, None, :] & 1
+        drawable = drawable & (tl.reshape(bits, x.shape) == 1)
+    return tl.where(drawable, (x + shift) * inverse[:, None], _NEVER)
 
 
 # --- the race -------------------------------------------------------------------------------------------------------
@@ -111,26 +122,79 @@ def _load_key(keys, row, real):
 
 
 @triton.jit
-def _block_sums(x, block_r: tl.constexpr, num_blocks: tl.constexpr, entropy: tl.constexpr):
-    """x [block_r, num_blocks, 128] -> largest logit, log-sum-exp and, if wanted, entropy of each block."""
-    top = tl.max(x, axis=2)
-    term = exp_below(x, top[:, :, None])
-    total = tl.reshape(fold_sum(tl.reshape(term, (block_r * num_blocks, BLOCK)), block_r * num_blocks, BLOCK), top.shape)
-    lse = logsumexp(top, total)
-    if not entropy:
-        return top, lse, lse
-    lower = tl.where(term > 0, term * (x - top[:, :, None]), 0.0)
-    lower = tl.reshape(fold_sum(tl.reshape(lower, (block_r * num_blocks, BLOCK)), block_r * num_blocks, BLOCK), top.shape)
-    return top, lse, tl.where(total > 0, log_positive(total) - lower / total, 0.0)
+def _entropy(x, top, rows: tl.constexpr):
+    """Entropy in nats of the softmax of each row of x [rows, 128], 0 where all are -inf."""
+    term = exp_below(x, top[:, None])
+    total = fold_sum(term, rows, BLOCK)
+    moment = fold_sum(tl.where(term > 0, term * (x - top[:, None]), 0.0), rows, BLOCK)
+    return tl.where(total > 0, log_positive(total) - moment / total, 0.0)
 
 
 @triton.jit
-def _two_largest(x, ids):
-    """Largest of each row of x, the lowest id that has it, and the largest of the others."""
-    top = tl.max(x, axis=1)
-    where = tl.min(tl.where(x == top[:, None], ids[None, :], 0x7FFFFFFF), axis=1)
-    second = tl.max(tl.where(ids[None, :] == where[:, None], _NEVER, x), axis=1)
-    return top, where, second
+def _race_blocks(
+    x, block, best, ranking, rows, keys, key0, key1, temperature, temperatures, offset, allow, block_lse, block_entropy, vocab_size, num_rows,
+    block_r: tl.constexpr, width: tl.constexpr,
+):  # fmt: skip
+    """Enter the noise blocks of x [block_r, width], `block` the first of them, into tables, records and rankings."""
+    if width > BLOCK:
+        left, right = halves(x, block_r, width)
+        best, ranking = _race_blocks(
+            left, block, best, ranking, rows, keys, key0, key1, temperature, temperatures, offset, allow, block_lse, block_entropy, vocab_size, num_rows,
+            block_r, width // 2,
+        )  # fmt: skip
+        return _race_blocks(
+            right, block + width // 2 // BLOCK, best, ranking, rows, keys, key0, key1, temperature, temperatures, offset, allow, block_lse,
+            block_entropy, vocab_size, num_rows, block_r, width // 2,
+        )  # fmt: skip
+    else:
+        row, real = rows
+        inverse, greedy = _inverse_temperature(temperature, temperatures, row, real)
+        shift, _ = halves(_shift(offset, block * BLOCK, vocab_size, 2 * BLOCK), 1, 2 * BLOCK)
+        x = _temper(x, shift, allow, row, real, inverse, block * BLOCK, vocab_size, BLOCK)
+        top = tl.max(x, axis=1)
+        lse = logsumexp(top, triton_noise.sum_exp(x, top, block_r, BLOCK))
+        tl.store(block_lse + block * num_rows + row, lse, mask=real)
+        if block_entropy is not None:
+            tl.store(block_entropy + block * num_rows + row, _entropy(x, top, block_r), mask=real)
+
+        sequence, position, draw = _load_key(keys, row, real)
+        noise = block_gumbel(tl.full((block_r,), block, tl.uint32), position, sequence, draw, key0, key1)
+        score = tl.where(greedy, top, lse + noise)
+        best_score, best_block, record = best
+        broken = score > best_score  # blocks come in rising order: the lowest of equals stays
+        best = (
+            tl.where(broken, score, best_score),
+            tl.where(broken, block, best_block),
+            tl.where(broken[:, None], x, record),
+        )
+        if len(ranking) > 0:
+            ranking = _rank_block(x, block * BLOCK, ranking, block_r)
+        return best, ranking
+
+
+@triton.jit
+def _rank_block(x, first, ranking, block_r: tl.constexpr):
+    """The largest logit of each row, the lowest id that has it and the largest of the others, x [rows, 128] included."""
+    top, top_id, second = ranking
+    x_top = tl.max(x, axis=1)
+    equal = (x == x_top[:, None]).to(tl.int32)
+    x_second = tl.max(tl.where(equal == 1, _NEVER, x), axis=1)
+    x_second = tl.where(tl.sum(equal, axis=1) > 1, x_top, x_second)
+    higher = x_top > top
+    second = tl.maximum(tl.minimum(x_top, top), tl.where(higher, x_second, second))
+    return tl.maximum(x_top, top), tl.where(higher, first + _first_one(equal, block_r, BLOCK), top_id), second
+
+
+@triton.jit
+def _first_one(x, rows: tl.constexpr, columns: tl.constexpr):
+    """The first column of each row of x [rows, columns] that holds a one; bisection needs no register for its number."""
+    if columns == 1:
+        return tl.zeros((rows,), tl.int32)
+    else:
+        left, right = halves(x, rows, columns)
+        skip = tl.max(left, axis=1) == 0
+        rest = _first_one(tl.where(skip[:, None], right, left), rows, columns // 2)
+        return rest + tl.where(skip, columns // 2, 0)
 
 
 @triton.jit(do_not_specialize=["num_rows", "key0", "key1", "splits", "group"])
@@ -143,9 +207,6 @@ def race_kernel(
     dim: tl.constexpr, block_r: tl.constexpr, block_v: tl.constexpr, block_k: tl.constexpr,
     finish_r: tl.constexpr, finish_splits: tl.constexpr,
 ):  # fmt: skip
-    num_blocks: tl.constexpr = block_v // BLOCK
-    ranked: tl.constexpr = top_logit is not None
-
     # Programs side by side share row tiles and spans of the vocabulary: `group` row tiles by all splits at a time.
     program = tl.program_id(0)
     first_tile = program // (group * splits) * group
@@ -156,55 +217,30 @@ def race_kernel(
     row = tile * block_r + tl.arange(0, block_r)
     real = row < num_rows
     row_offsets = _row_offsets(rows, row, real, hidden_row)
-    inverse, greedy = _inverse_temperature(temperature, temperatures, row, real)
-    sequence, position, draw = _load_key(keys, row, real)
 
-    best = tl.full((block_r,), _NEVER, tl.float32)
-    best_block = tl.zeros((block_r,), tl.int32)
-    if ranked:
-        top, second = best, best
-        top_at = tl.zeros((block_r,), tl.int32)
-
+    never = tl.full((block_r,), _NEVER, tl.float32)
+    nowhere = tl.zeros((block_r,), tl.int32)
+    best = (never, nowhere, tl.full((block_r, BLOCK), _NEVER, tl.float32))
+    ranking = () if top_logit is None else (never, nowhere, never)
     spans = tl.cdiv(vocab_size, block_v)
-    record_row = split * num_rows + row
-    lane = tl.arange(0, num_blocks)
     for span in tl.range(split * spans // splits, (split + 1) * spans // splits, flatten=True):
-        x = _logits(
-            hidden, weight, offset, allow, row, real, row_offsets, inverse, span * block_v, vocab_size,
-            hidden_column, weight_row, weight_column, dim, block_r, block_v, block_k,
+        x = _tile(
+            hidden, weight, real, row_offsets, span * block_v, vocab_size, hidden_column, weight_row, weight_column,
+            dim, block_r, block_v, block_k,
         )  # fmt: skip
-        blocks = tl.reshape(x, (block_r, num_blocks, BLOCK))
-        block = span * num_blocks + lane
-        block_top, sums, spread = _block_sums(blocks, block_r, num_blocks, block_entropy is not None)
-        table = block[None, :] * num_rows + row[:, None]
-        stored = real[:, None] & (block * BLOCK < vocab_size)[None, :]
-        tl.store(block_lse + table, sums, mask=stored)
-        if block_entropy is not None:
-            tl.store(block_entropy + table, spread, mask=stored)
+        best, ranking = _race_blocks(
+            x, span * (block_v // BLOCK), best, ranking,
+            (row, real), keys, key0, key1, temperature, temperatures, offset, allow, block_lse, block_entropy, vocab_size, num_rows,
+            block_r, block_v,
+        )  # fmt: skip
 
-        noise = block_gumbel(
-            block.to(tl.uint32)[None, :], position[:, None], sequence[:, None], draw[:, None], key0, key1
-        )
-        score = tl.where(greedy[:, None], block_top, sums + noise)
-        score_top = tl.max(score, axis=1)
-        which = tl.min(tl.where(score == score_top[:, None], lane[None, :], num_blocks), axis=1)
-        broken = real & (score_top > best)  # blocks come in rising order: the lowest of equals stays
-        best = tl.where(broken, score_top, best)
-        best_block = tl.where(broken, span * num_blocks + which, best_block)
-        kept = broken[:, None] & (which[:, None] == lane[None, :])
-        place = record_row[:, None, None] * BLOCK + tl.arange(0, BLOCK)[None, None, :]
-        tl.store(record_logits + place + tl.zeros_like(blocks).to(tl.int32), blocks, mask=kept[:, :, None])
-
-        if ranked:
-            span_top, span_at, span_second = _two_largest(x, span * block_v + tl.arange(0, block_v))
-            higher = span_top > top
-            second = tl.maximum(tl.minimum(span_top, top), tl.where(higher, span_second, second))
-            top_at = tl.where(higher, span_at, top_at)
-            top = tl.maximum(span_top, top)
-
-    tl.store(record_score + record_row, best, mask=real)
-    tl.store(record_block + record_row, best_block, mask=real)
-    if ranked:
+    record_row = split * num_rows + row
+    score, block, record = best
+    tl.store(record_score + record_row, score, mask=real)
+    tl.store(record_block + record_row, block, mask=real)
+    tl.store(record_logits + record_row[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :], record, mask=real[:, None])
+    if len(ranking) > 0:
+        top, top_at, second = ranking
         tl.store(top_logit + record_row, top, mask=real)
         tl.store(top_id + record_row, top_at, mask=real)
         tl.store(second_logit + record_row, second, mask=real)
@@ -360,10 +396,12 @@ def logits_kernel(
     real = row < num_rows
     row_offsets = _row_offsets(rows, row, real, hidden_row)
     inverse, _ = _inverse_temperature(temperature, temperatures, row, real)
-    x = _logits(
-        hidden, weight, offset, allow, row, real, row_offsets, inverse, first, vocab_size,
-        hidden_column, weight_row, weight_column, dim, block_r, block_v, block_k,
+    x = _tile(
+        hidden, weight, real, row_offsets, first, vocab_size, hidden_column, weight_row, weight_column,
+        dim, block_r, block_v, block_k,
     )  # fmt: skip
+    shift = _shift(offset, first, vocab_size, block_v)
+    x = _temper(x, shift, allow, row, real, inverse, first, vocab_size, block_v)
     ids = first + tl.arange(0, block_v)
     place = logits + row.to(tl.int64)[:, None] * stride + ids[None, :]
     tl.store(place, x, mask=real[:, None] & (ids < vocab_size)[None, :])
@@ -471,7 +509,7 @@ def race(call: HeadCall, config: Config, splits: int | None = None, chunk: int |
     chunk = min(call.num_rows, chunk or _rows_of_a_launch(call, config))
     splits = min(splits or config.splits(chunk, spans), spans)
     call = _contiguous(call)
-    sample, work = _results(call), _workspace(call, chunk, splits)
+    sample, work = _results(call), _workspace(call, config, chunk, spans, splits)
     arrivals = _zeroed_arrivals(call.hidden.device, triton.cdiv(chunk, config.block_r))
     key0, key1 = triton_noise.key_words(call.seed)
     for part, results in _chunks(call, sample, chunk):
@@ -549,10 +587,10 @@ def _results(call: HeadCall) -> HeadSample:
     return HeadSample(*map(new, HeadSample._fields))
 
 
-def _workspace(call: HeadCall, rows: int, splits: int) -> list[Tensor | None]:
+def _workspace(call: HeadCall, config: Config, rows: int, spans: int, splits: int) -> list[Tensor | None]:
     """block_lse and block_entropy [blocks, rows]; of each split and row: record_score, record_block, record_logits,
     top_logit, top_id, second_logit."""
-    blocks, entropy, ranked = triton.cdiv(call.vocab_size, noise.BLOCK), "entropy" in call.want, _ranks(call)
+    blocks, entropy, ranked = spans * config.block_v // noise.BLOCK, "entropy" in call.want, _ranks(call)
     shapes = [(blocks, True), (blocks, entropy), (splits, True), (splits, True), (splits * noise.BLOCK, True)]
     shapes += [(splits, ranked)] * 3
     types = [torch.int32 if at in (3, 6) else torch.float32 for at in range(len(shapes))]
