@@ -135,18 +135,3 @@ def exp_below(x, top):
     """exp(x - top) for x <= top, 0 where both are -inf."""
     power = (x - tl.where(top == float("-inf"), 0.0, top)) * 1.4426950408889634
     return tl.exp2(power) if _INTERPRETED else libdevice.exp2(power)  # flushes subnormal results, saves three operations
-
-
-@triton.jit
-def _exp_lanes(x, top, rows: tl.constexpr, columns: tl.constexpr):
-    if columns == 16:
-        return exp_below(x, top[:, None])
-    else:
-        left, right = halves(x, rows, columns)
-        return _exp_lanes(left, top, rows, columns // 2) + _exp_lanes(right, top, rows, columns // 2)
-
-
-@triton.jit
-def sum_exp(x, top, rows: tl.constexpr, columns: tl.constexpr):
-    """Sums [rows] of exp_below(x, top), x [rows, columns], in the order of fold_sum; registers hold few terms at a time."""
-    return fold_sum(_exp_lanes(x, top, rows, columns), rows, 16)

@@ -39,5 +39,66 @@ class Config:
 TRUNCATE = {"block_v": 8192, "num_warps": 16, "enable_fp_fusion": False}
 
 
+@dataclass(frozen=True)
+class Table:
+    """The configurations of one architecture, for bf16 and fp16 products unless it says otherwise."""
+
+    few: Config  # up to 64 rows, which wait for the weights
+    many: Config
+    lean: Config  # many rows, one temperature, no allow, nothing wanted but logprob and lse: registers for a larger tile
+    single: Config  # fp32 products, in fp32 arithmetic throughout
+    logits: Config  # no product: hidden holds the logits
+
+
+_FEW_ROWS = 64
+_SMALL = Config(64, 128, 32, num_warps=4, num_stages=3, programs=256, finish_r=16)
+_SINGLE = Config(32, 128, 32, num_warps=8, num_stages=3, programs=132, finish_r=16)
+_LOGITS = Config(16, 128, 16, num_warps=4, num_stages=1, programs=528, finish_r=16)
+_INTERPRETED = Config(64, 512, 128, num_warps=4, num_stages=1, programs=4)
+TABLES = {
+    # Two programs of `few` and one of `many` or `lean` fit on a multiprocessor, by registers and by shared memory.
+    "sm_90": Table(
+        few=Config(64, 128, 64, num_warps=4, num_stages=4, programs=264, finish_r=16),
+        many=Config(128, 128, 64, num_warps=8, num_stages=4, programs=132),
+        lean=Config(128, 256, 32, num_warps=8, num_stages=6, programs=132),
+        single=_SINGLE,
+        logits=_LOGITS,
+    ),
+    "sm_80": Table(
+        few=Config(64, 128, 32, num_warps=4, num_stages=4, programs=216, finish_r=16),
+        many=Config(128, 128, 32, num_warps=8, num_stages=4, programs=108),
+        lean=Config(128, 128, 32, num_warps=8, num_stages=4, programs=108),
+        single=_SINGLE,
+        logits=_LOGITS,
+    ),
+    "sm_100": Table(
+        few=Config(64, 128, 64, num_warps=4, num_stages=4, programs=296, finish_r=16),
+        many=Config(128, 128, 64, num_warps=8, num_stages=4, programs=148),
+        lean=Config(128, 128, 64, num_warps=8, num_stages=4, programs=148),
+        single=_SINGLE,
+        logits=_LOGITS,
+    ),
+    # 64 KB of shared memory or a little more: gfx942, consumer GPUs, whatever comes.
+    "other": Table(few=_SMALL, many=_SMALL, lean=_SMALL, single=_SINGLE, logits=_LOGITS),
+    "interpreter": Table(_INTERPRETED, _INTERPRETED, _INTERPRETED, _INTERPRETED, _INTERPRETED),
+}
+
+
 def choose_config(call: HeadCall) -> Config:
-    return Config(64, 256, 64, 4, 2, 8, 32, 16)
+    table = TABLES[_architecture(call.hidden.device)]
+    if call.weight is None:
+        return table.logits
+    if call.hidden.dtype == torch.float32:
+        return table.single
+    if call.num_rows <= _FEW_ROWS:
+        return table.few
+    lean = set(call.want) <= {"logprob", "lse"} and call.allow is None and not isinstance(call.temperature, torch.Tensor)
+    return table.lean if lean else table.many
+
+
+def _architecture(device: torch.device) -> str:
+    if device.type != "cuda":
+        return "interpreter"
+    major, minor = torch.cuda.get_device_capability(device)
+    name = "other" if torch.version.hip else f"sm_{major}{minor}"
+    return name if name in TABLES else "other"

@@ -85,14 +85,10 @@ def _tile(
 
 
 @triton.jit
-def _shift(offset, first, vocab_size, width: tl.constexpr):
+def _shift(offset, offset_stride, first, vocab_size, width: tl.constexpr):
     """What to add to the logits of the ids from `first` on, [1, width]: -inf where an id cannot be drawn."""
     ids = first + tl.arange(0, width)
-    exists = ids < vocab_size
-    if offset is None:
-        return tl.where(exists, 0.0, _NEVER)[None, :]
-    else:
-        return tl.load(offset + ids, mask=exists, other=_NEVER)[None, :]
+    return tl.load(offset + ids * offset_stride, mask=ids < vocab_size, other=_NEVER)[None, :]
 
 
 @triton.jit
@@ -131,28 +127,22 @@ def _entropy(x, top, rows: tl.constexpr):
 
 
 @triton.jit
-def _race_blocks(
-    x, block, best, ranking, rows, keys, key0, key1, temperature, temperatures, offset, allow, block_lse, block_entropy, vocab_size, num_rows,
-    block_r: tl.constexpr, width: tl.constexpr,
-):  # fmt: skip
+def _race_blocks(x, block, best, ranking, call, block_r: tl.constexpr, width: tl.constexpr):
     """Enter the noise blocks of x [block_r, width], `block` the first of them, into tables, records and rankings."""
     if width > BLOCK:
+        half: tl.constexpr = width // 2
         left, right = halves(x, block_r, width)
-        best, ranking = _race_blocks(
-            left, block, best, ranking, rows, keys, key0, key1, temperature, temperatures, offset, allow, block_lse, block_entropy, vocab_size, num_rows,
-            block_r, width // 2,
-        )  # fmt: skip
-        return _race_blocks(
-            right, block + width // 2 // BLOCK, best, ranking, rows, keys, key0, key1, temperature, temperatures, offset, allow, block_lse,
-            block_entropy, vocab_size, num_rows, block_r, width // 2,
-        )  # fmt: skip
+        best, ranking = _race_blocks(left, block, best, ranking, call, block_r, half)
+        return _race_blocks(right, block + half // BLOCK, best, ranking, call, block_r, half)
     else:
-        row, real = rows
+        # What depends on the row alone is read again for each block: held, it would take registers from the tile.
+        row, real, keys, key0, key1, temperature, temperatures, offset, offset_stride, allow = call[:10]
+        block_lse, block_entropy, num_rows, vocab_size = call[10:]
         inverse, greedy = _inverse_temperature(temperature, temperatures, row, real)
-        shift, _ = halves(_shift(offset, block * BLOCK, vocab_size, 2 * BLOCK), 1, 2 * BLOCK)
+        shift, _ = halves(_shift(offset, offset_stride, block * BLOCK, vocab_size, 2 * BLOCK), 1, 2 * BLOCK)
         x = _temper(x, shift, allow, row, real, inverse, block * BLOCK, vocab_size, BLOCK)
         top = tl.max(x, axis=1)
-        lse = logsumexp(top, triton_noise.sum_exp(x, top, block_r, BLOCK))
+        lse = logsumexp(top, fold_sum(exp_below(x, top[:, None]), block_r, BLOCK))
         tl.store(block_lse + block * num_rows + row, lse, mask=real)
         if block_entropy is not None:
             tl.store(block_entropy + block * num_rows + row, _entropy(x, top, block_r), mask=real)
@@ -162,11 +152,8 @@ def _race_blocks(
         score = tl.where(greedy, top, lse + noise)
         best_score, best_block, record = best
         broken = score > best_score  # blocks come in rising order: the lowest of equals stays
-        best = (
-            tl.where(broken, score, best_score),
-            tl.where(broken, block, best_block),
-            tl.where(broken[:, None], x, record),
-        )
+        best_score = tl.where(broken, score, best_score)
+        best = best_score, tl.where(broken, block, best_block), tl.where(broken[:, None], x, record)
         if len(ranking) > 0:
             ranking = _rank_block(x, block * BLOCK, ranking, block_r)
         return best, ranking
@@ -203,7 +190,7 @@ def race_kernel(
     tokens, logprob, lse, max_prob, argmax, margin, entropy,
     block_lse, block_entropy, record_score, record_block, record_logits, top_logit, top_id, second_logit, arrivals,
     num_rows, vocab_size, key0, key1, splits, group,
-    hidden_row, hidden_column, weight_row, weight_column,
+    hidden_row, hidden_column, weight_row, weight_column, offset_stride,
     dim: tl.constexpr, block_r: tl.constexpr, block_v: tl.constexpr, block_k: tl.constexpr,
     finish_r: tl.constexpr, finish_splits: tl.constexpr,
 ):  # fmt: skip
@@ -218,9 +205,12 @@ def race_kernel(
     real = row < num_rows
     row_offsets = _row_offsets(rows, row, real, hidden_row)
 
-    never = tl.full((block_r,), _NEVER, tl.float32)
-    nowhere = tl.zeros((block_r,), tl.int32)
-    best = (never, nowhere, tl.full((block_r, BLOCK), _NEVER, tl.float32))
+    call = (
+        row, real, keys, key0, key1, temperature, temperatures, offset, offset_stride, allow,
+        block_lse, block_entropy, num_rows, vocab_size,
+    )  # fmt: skip
+    never, nowhere = tl.full((block_r,), _NEVER, tl.float32), tl.zeros((block_r,), tl.int32)
+    best = never, nowhere, tl.full((block_r, BLOCK), _NEVER, tl.float32)  # score, block, its logits
     ranking = () if top_logit is None else (never, nowhere, never)
     spans = tl.cdiv(vocab_size, block_v)
     for span in tl.range(split * spans // splits, (split + 1) * spans // splits, flatten=True):
@@ -228,11 +218,7 @@ def race_kernel(
             hidden, weight, real, row_offsets, span * block_v, vocab_size, hidden_column, weight_row, weight_column,
             dim, block_r, block_v, block_k,
         )  # fmt: skip
-        best, ranking = _race_blocks(
-            x, span * (block_v // BLOCK), best, ranking,
-            (row, real), keys, key0, key1, temperature, temperatures, offset, allow, block_lse, block_entropy, vocab_size, num_rows,
-            block_r, block_v,
-        )  # fmt: skip
+        best, ranking = _race_blocks(x, span * (block_v // BLOCK), best, ranking, call, block_r, block_v)
 
     record_row = split * num_rows + row
     score, block, record = best
@@ -386,7 +372,7 @@ def _rank(
 @triton.jit(do_not_specialize=["num_rows"])
 def logits_kernel(
     hidden, weight, offset, temperature, temperatures, allow, rows, logits, stride, num_rows, vocab_size,
-    hidden_row, hidden_column, weight_row, weight_column,
+    hidden_row, hidden_column, weight_row, weight_column, offset_stride,
     dim: tl.constexpr, block_r: tl.constexpr, block_v: tl.constexpr, block_k: tl.constexpr,
 ):  # fmt: skip
     """Store the tempered logits [num_rows, vocab_size], rows `stride` apart."""
@@ -400,7 +386,7 @@ def logits_kernel(
         hidden, weight, real, row_offsets, first, vocab_size, hidden_column, weight_row, weight_column,
         dim, block_r, block_v, block_k,
     )  # fmt: skip
-    shift = _shift(offset, first, vocab_size, block_v)
+    shift = _shift(offset, offset_stride, first, vocab_size, block_v)
     x = _temper(x, shift, allow, row, real, inverse, first, vocab_size, block_v)
     ids = first + tl.arange(0, block_v)
     place = logits + row.to(tl.int64)[:, None] * stride + ids[None, :]
@@ -508,9 +494,9 @@ def race(call: HeadCall, config: Config, splits: int | None = None, chunk: int |
     spans = triton.cdiv(call.vocab_size, config.block_v)
     chunk = min(call.num_rows, chunk or _rows_of_a_launch(call, config))
     splits = min(splits or config.splits(chunk, spans), spans)
-    call = _contiguous(call)
+    arrivals, zero = _zeros(call.hidden.device, triton.cdiv(chunk, config.block_r))
+    call = _prepared(call, zero)
     sample, work = _results(call), _workspace(call, config, chunk, spans, splits)
-    arrivals = _zeroed_arrivals(call.hidden.device, triton.cdiv(chunk, config.block_r))
     key0, key1 = triton_noise.key_words(call.seed)
     for part, results in _chunks(call, sample, chunk):
         race_kernel[(triton.cdiv(part.num_rows, config.block_r) * splits,)](
@@ -528,7 +514,8 @@ def truncated(call: HeadCall, config: Config, chunk: int | None = None) -> HeadS
     stride = triton.cdiv(call.vocab_size, 16) * 16  # rows begin where wide loads may
     chunk = min(call.num_rows, chunk or max(1, share // (4 * stride)))
     logits = torch.empty(chunk, stride, device=call.hidden.device)
-    call = _contiguous(call)
+    _, zero = _zeros(call.hidden.device, 0)
+    call = _prepared(call, zero)
     parts = []
     for part, _ in _chunks(call, HeadSample(call.keys), chunk):
         scored = logits[: part.num_rows, : part.vocab_size]
@@ -550,11 +537,11 @@ def _greedy_or_one(temperature: float | Tensor) -> float | Tensor:
     return (temperature != 0).float() if isinstance(temperature, Tensor) else float(temperature != 0)
 
 
-def _contiguous(call: HeadCall) -> HeadCall:
-    """The call with its small tensors contiguous and its offset in fp32."""
+def _prepared(call: HeadCall, zero: Tensor) -> HeadCall:
+    """The call with its small tensors contiguous and an offset in fp32, `zero` for each id if it has none."""
     small = {name: getattr(call, name) for name in ("keys", "allow", "rows", "temperature")}
     small = {name: value.contiguous() for name, value in small.items() if isinstance(value, Tensor)}
-    offset = None if call.offset is None else call.offset.float().contiguous()
+    offset = zero.expand(call.vocab_size) if call.offset is None else call.offset.float()
     out = None if call.out is None else (call.out[0], call.out[1].contiguous())
     return replace(call, offset=offset, out=out, **small)
 
@@ -622,22 +609,26 @@ def _temperatures(call: HeadCall) -> tuple[float, Tensor | None]:
     return (1.0, call.temperature) if isinstance(call.temperature, Tensor) else (call.temperature, None)
 
 
-def _strides(call: HeadCall) -> tuple[int, int, int, int]:
-    return *call.hidden.stride(), *((0, 0) if call.weight is None else call.weight.stride())
+def _strides(call: HeadCall) -> tuple[int, ...]:
+    weight = (0, 0) if call.weight is None else call.weight.stride()
+    return *call.hidden.stride(), *weight, *call.offset.stride()
 
 
-_arrivals: dict[tuple[torch.device, int], Tensor] = {}
+_zeros_of: dict[tuple[torch.device, int], Tensor] = {}
 
 
-def _zeroed_arrivals(device: torch.device, tiles: int) -> Tensor:
-    """Zeros that every launch leaves as zeros: one buffer per stream, a new one for each captured graph."""
-    size = max(tiles, _MAX_ROWS // 16)
+def _zeros(device: torch.device, tiles: int) -> tuple[Tensor, Tensor]:
+    """int32 [tiles] that every launch leaves as zeros, and an fp32 zero: of each stream, or of each captured graph."""
+    size = max(tiles, _MAX_ROWS // 16) + 1
     if device.type != "cuda":
         stream = 0
     elif torch.cuda.is_current_stream_capturing():
-        return torch.zeros(size, dtype=torch.int32, device=device)
+        stream = None
     else:
         stream = torch.cuda.current_stream(device).cuda_stream
-    if (device, stream) not in _arrivals or len(_arrivals[device, stream]) < size:
-        _arrivals[device, stream] = torch.zeros(size, dtype=torch.int32, device=device)
-    return _arrivals[device, stream]
+    zeros = _zeros_of.get((device, stream))
+    if zeros is None or len(zeros) < size:
+        zeros = torch.zeros(size, dtype=torch.int32, device=device)
+        if stream is not None:
+            _zeros_of[device, stream] = zeros
+    return zeros[:-1], zeros[-1:].view(torch.float32)
