@@ -78,24 +78,20 @@ def cases(target):
     table = TABLES.get(target, TABLES["other"])
     block_v, options = TRUNCATE["block_v"], {name: TRUNCATE[name] for name in ("num_warps", "enable_fp_fusion")}
     yield "truncate", source(triton_kernel.truncate_kernel, "float32", block_v=block_v), options
-    yield "few bfloat16", *race(table.few, "bfloat16", 4096, ())
     yield "lean bfloat16", *race(table.lean, "bfloat16", 768, LEAN)
-    yield "single float32", *race(table.single, "float32", 768, ())
-    yield "given float32", *race(table.logits, "float32", 1, ("weight",))
+    yield "single float32, lean", *race(table.single, "float32", 4096, LEAN)
+    yield "given float32, bare", *race(table.logits, "float32", 1, ("weight", *BARE))
     yield "logits many bfloat16", *logits(table.many, "bfloat16", 768)
+    yield "few bfloat16", *race(table.few, "bfloat16", 4096, ())
     if target == "sm_90":
-        yield "many bfloat16", *race(table.many, "bfloat16", 768, ())
-        yield "many float16", *race(table.many, "float16", 3584, ())
         yield "few float16, bare", *race(table.few, "float16", 768, BARE)
-        yield "few bfloat16, lean", *race(table.few, "bfloat16", 768, LEAN)
-        yield "lean float16", *race(table.lean, "float16", 4096, LEAN)
+        yield "many bfloat16", *race(table.many, "bfloat16", 768, ())
         yield "lean bfloat16, bare", *race(table.lean, "bfloat16", 3584, BARE)
-        yield "lean bfloat16, ragged", *race(table.lean, "bfloat16", 1000, LEAN)
-        yield "single float32, lean", *race(table.single, "float32", 4096, LEAN)
+        yield "lean float16, ragged", *race(table.lean, "float16", 1000, LEAN)
+        yield "single float32", *race(table.single, "float32", 768, ())
+        yield "given float32", *race(table.logits, "float32", 1, ("weight",))
         yield "given bfloat16", *race(table.logits, "bfloat16", 1, ("weight",))
-        yield "given float32, bare", *race(table.logits, "float32", 1, ("weight", *BARE))
-        yield "logits lean bfloat16", *logits(table.lean, "bfloat16", 4096)
-        yield "logits few bfloat16", *logits(table.few, "bfloat16", 768)
+        yield "logits lean float16", *logits(table.lean, "float16", 4096)
         yield "logits single float32", *logits(table.single, "float32", 768)
 
 
