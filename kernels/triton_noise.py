@@ -11,7 +11,7 @@ from triton.language.extra import libdevice
 from unmask.kernels import dispatch, noise
 
 BLOCK = tl.constexpr(noise.BLOCK)
-_INTERPRETED = tl.constexpr(dispatch.interpreted())
+INTERPRETED = tl.constexpr(dispatch.interpreted())
 _BLOCK_RACE, _TOKEN_RACE = tl.constexpr(noise.BLOCK_RACE << 24), tl.constexpr(noise.TOKEN_RACE << 24)
 
 
@@ -134,4 +134,4 @@ def logsumexp(top, total):
 def exp_below(x, top):
     """exp(x - top) for x <= top, 0 where both are -inf."""
     power = (x - tl.where(top == float("-inf"), 0.0, top)) * 1.4426950408889634
-    return tl.exp2(power) if _INTERPRETED else libdevice.exp2(power)  # flushes subnormal results, saves three operations
+    return tl.exp2(power) if INTERPRETED else libdevice.exp2(power)  # flushes subnormal results, saves three operations

@@ -63,6 +63,8 @@ def _product(
             rest = k < dim - start
             h = tl.load(left + start * hidden_column, mask=real[:, None] & rest[None, :], other=0.0)
             w = tl.load(right + start * weight_column, mask=rest[:, None], other=0.0)
+        if triton_noise.INTERPRETED:  # its product of bf16 operands would multiply their bits
+            h, w = h.to(tl.float32), w.to(tl.float32)
         total = tl.dot(h, w, total, input_precision="ieee")
     return total
 
@@ -590,10 +592,11 @@ def _workspace(call: HeadCall, config: Config, rows: int, spans: int, splits: in
 
 def _rows_of_a_launch(call: HeadCall, config: Config) -> int:
     """As many as the workspace has room for, in whole tiles."""
-    blocks = triton.cdiv(call.vocab_size, noise.BLOCK) * (2 if "entropy" in call.want else 1)
-    records = config.splits(_MAX_ROWS, blocks) * (noise.BLOCK + 5)
-    rows = min(_MAX_ROWS, _WORKSPACE // (4 * (blocks + records)))
-    return max(1, rows // config.block_r) * config.block_r
+    spans, rows = triton.cdiv(call.vocab_size, config.block_v), _MAX_ROWS
+    table = spans * config.block_v // noise.BLOCK * (2 if "entropy" in call.want else 1)
+    while rows > config.block_r and rows * (table + config.splits(rows, spans) * (noise.BLOCK + 5)) * 4 > _WORKSPACE:
+        rows //= 2
+    return rows
 
 
 def _ranks(call: HeadCall) -> bool:
