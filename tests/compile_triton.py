@@ -1,6 +1,6 @@
 """Compile the Triton kernels in their shipped configurations and print what came out, one JSON object a line.
 
-Run as a script, without TRITON_INTERPRET, with the name of a target and which part of how many of the cases to take.
+Run as a script, without TRITON_INTERPRET, with two numbers: which part of how many of the cases to take.
 No GPU is needed: Triton brings ptxas, cuobjdump and nvdisasm along.
 """
 
@@ -74,22 +74,22 @@ def logits(config, dtype, dim, absent=()):
 
 
 def cases(target):
-    """(name, source, options) of every kernel and configuration; all of them for sm_90, the widest for the others."""
+    """(name, source, options): every kernel for every target, and for sm_90 every configuration, with least and most."""
     table = TABLES.get(target, TABLES["other"])
     block_v, options = TRUNCATE["block_v"], {name: TRUNCATE[name] for name in ("num_warps", "enable_fp_fusion")}
     yield "truncate", source(triton_kernel.truncate_kernel, "float32", block_v=block_v), options
+    yield "few bfloat16, lean", *race(table.few, "bfloat16", 4096, LEAN)
     yield "lean bfloat16", *race(table.lean, "bfloat16", 768, LEAN)
     yield "single float32, lean", *race(table.single, "float32", 4096, LEAN)
-    yield "given float32, bare", *race(table.logits, "float32", 1, ("weight", *BARE))
+    yield "given float32", *race(table.logits, "float32", 1, ("weight",))
     yield "logits many bfloat16", *logits(table.many, "bfloat16", 768)
-    yield "few bfloat16", *race(table.few, "bfloat16", 4096, ())
     if target == "sm_90":
+        yield "few bfloat16", *race(table.few, "bfloat16", 4096, ())
         yield "few float16, bare", *race(table.few, "float16", 768, BARE)
         yield "many bfloat16", *race(table.many, "bfloat16", 768, ())
         yield "lean bfloat16, bare", *race(table.lean, "bfloat16", 3584, BARE)
         yield "lean float16, ragged", *race(table.lean, "float16", 1000, LEAN)
         yield "single float32", *race(table.single, "float32", 768, ())
-        yield "given float32", *race(table.logits, "float32", 1, ("weight",))
         yield "given bfloat16", *race(table.logits, "bfloat16", 1, ("weight",))
         yield "logits lean float16", *logits(table.lean, "float16", 4096)
         yield "logits single float32", *logits(table.single, "float32", 768)
@@ -120,13 +120,13 @@ def _output(*command):
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def main(target, part, parts):
-    for index, (name, code, options) in enumerate(cases(target)):
-        if index % parts == part:
-            kernel = triton.compile(code, target=TARGETS[target], options=options)
-            print(json.dumps({"target": target, "case": name, **options, **measured(kernel)}), flush=True)
+def main(part, parts):
+    every = [(target, *case) for target in TARGETS for case in cases(target)]
+    for target, name, code, options in every[part::parts]:
+        kernel = triton.compile(code, target=TARGETS[target], options=options)
+        print(json.dumps({"target": target, "case": name, **options, **measured(kernel)}), flush=True)
 
 
 if __name__ == "__main__":
     assert os.environ.get("TRITON_INTERPRET") != "1", "TRITON_INTERPRET must not be set"
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    main(int(sys.argv[1]), int(sys.argv[2]))

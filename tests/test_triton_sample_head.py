@@ -416,7 +416,8 @@ def test_truncation_by_chunks_changes_nothing():
 @pytest.mark.parametrize("vocab_size", [500, 50_258, 152_064, 1_000_000])
 def test_the_workspace_stays_within_64_mb(architecture, vocab_size):
     hidden = torch.empty(65_536, 8, dtype=torch.bfloat16, device="meta")
-    call = HeadCall(hidden, hidden[:1].expand(vocab_size, 8), None, torch.empty(65_536, 3, device="meta"), 0, want=EXTRAS)
+    weight, rows_keys = hidden[:1].expand(vocab_size, 8), torch.empty(65_536, 3, device="meta")
+    call = HeadCall(hidden, weight, None, rows_keys, 0, want=EXTRAS)
     table = TABLES[architecture]
     for config in (table.few, table.many, table.lean, table.single):
         rows, spans = triton_kernel._rows_of_a_launch(call, config), -(-vocab_size // config.block_v)

@@ -45,7 +45,7 @@ class Table:
 
     few: Config  # up to 64 rows, which wait for the weights
     many: Config
-    lean: Config  # many rows, one temperature, no allow, nothing wanted but logprob and lse: registers for a larger tile
+    lean: Config  # many rows, one temperature, no allow, at most logprob and lse wanted: registers for a larger tile
     single: Config  # fp32 products, in fp32 arithmetic throughout
     logits: Config  # no product: hidden holds the logits
 
@@ -92,8 +92,8 @@ def choose_config(call: HeadCall) -> Config:
         return table.single
     if call.num_rows <= _FEW_ROWS:
         return table.few
-    lean = set(call.want) <= {"logprob", "lse"} and call.allow is None and not isinstance(call.temperature, torch.Tensor)
-    return table.lean if lean else table.many
+    wide = isinstance(call.temperature, torch.Tensor) or call.allow is not None or set(call.want) - {"logprob", "lse"}
+    return table.many if wide else table.lean
 
 
 def _architecture(device: torch.device) -> str:

@@ -1,8 +1,8 @@
 """sample_head in Triton: the product, the race of the noise blocks and the draw in one launch.
 
-A program walks a run of noise blocks for one tile of rows. Each block's log-sum-exp goes into a table, and the logits of
-the best block so far into the program's record of the row. The last program to finish a tile of rows merges the table
-by block index, picks the best record, lets its 128 tokens race and writes the results.
+A program walks a run of noise blocks for one tile of rows. Each block's log-sum-exp goes into a table; the logits of the
+best block so far are the program's record of the row. The last program to finish a tile of rows merges the table by
+block index, picks the best record, lets its 128 tokens race and writes the results.
 """
 
 import math
@@ -163,7 +163,7 @@ def _race_blocks(x, block, best, ranking, call, block_r: tl.constexpr, width: tl
 
 @triton.jit
 def _rank_block(x, first, ranking, block_r: tl.constexpr):
-    """The largest logit of each row, the lowest id that has it and the largest of the others, x [rows, 128] included."""
+    """Enter x [rows, 128] into the ranking: the largest logit, the lowest id that has it, the largest of the others."""
     top, top_id, second = ranking
     x_top = tl.max(x, axis=1)
     equal = (x == x_top[:, None]).to(tl.int32)
@@ -176,7 +176,7 @@ def _rank_block(x, first, ranking, block_r: tl.constexpr):
 
 @triton.jit
 def _first_one(x, rows: tl.constexpr, columns: tl.constexpr):
-    """The first column of each row of x [rows, columns] that holds a one; bisection needs no register for its number."""
+    """The first column of each row of x [rows, columns] that holds a one, without registers for column numbers."""
     if columns == 1:
         return tl.zeros((rows,), tl.int32)
     else:
