@@ -74,7 +74,7 @@ def logits(config, dtype, dim, absent=()):
 
 
 def cases(target):
-    """(name, source, options): every kernel for every target, and for sm_90 every configuration, with least and most."""
+    """(name, source, options): every kernel for every target; for sm_90 every configuration, with least and most."""
     table = TABLES.get(target, TABLES["other"])
     block_v, options = TRUNCATE["block_v"], {name: TRUNCATE[name] for name in ("num_warps", "enable_fp_fusion")}
     yield "truncate", source(triton_kernel.truncate_kernel, "float32", block_v=block_v), options
@@ -92,6 +92,7 @@ def cases(target):
         yield "single float32", *race(table.single, "float32", 768, ())
         yield "given bfloat16", *race(table.logits, "bfloat16", 1, ("weight",))
         yield "logits lean float16", *logits(table.lean, "float16", 4096)
+        yield "logits few bfloat16", *logits(table.few, "bfloat16", 3584)
         yield "logits single float32", *logits(table.single, "float32", 768)
 
 

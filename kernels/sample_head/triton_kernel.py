@@ -1,7 +1,7 @@
 """sample_head in Triton: the product, the race of the noise blocks and the draw in one launch.
 
-A program walks a run of noise blocks for one tile of rows. Each block's log-sum-exp goes into a table; the logits of the
-best block so far are the program's record of the row. The last program to finish a tile of rows merges the table by
+A program walks a run of noise blocks for one tile of rows. Each block's log-sum-exp goes into a table; the logits of
+the best block so far are the program's record of the row. The last program to finish a tile of rows merges the table by
 block index, picks the best record, lets its 128 tokens race and writes the results.
 """
 
