@@ -43,7 +43,7 @@ def _split(x):
 
 @triton.jit
 def _log_split(f, n):
-    """log(2**n * (1 + f)); full relative precision as f -> 0 with n = 0, where it is log1p. S. Moshier's Cephes logf."""
+    """log(2**n * (1 + f)); full relative precision as f -> 0 with n = 0, where it is log1p. Cephes logf, S. Moshier."""
     square = f * f
     p = tl.fma(f, 7.0376836292e-2, -1.1514610310e-1)
     p = tl.fma(p, f, 1.1676998740e-1)
