@@ -6,10 +6,12 @@ expression rounds alike in every kernel and tile: where a product and a sum are 
 
 import triton
 import triton.language as tl
+from triton.language.extra import libdevice
 
-from unmask.kernels import noise
+from unmask.kernels import dispatch, noise
 
 BLOCK = tl.constexpr(noise.BLOCK)
+INTERPRETED = tl.constexpr(dispatch.interpreted())
 _BLOCK_RACE, _TOKEN_RACE = tl.constexpr(noise.BLOCK_RACE << 24), tl.constexpr(noise.TOKEN_RACE << 24)
 
 
@@ -41,7 +43,7 @@ def _split(x):
 
 @triton.jit
 def _log_split(f, n):
-    """log(2**n * (1 + f)); full relative precision as f -> 0 with n = 0, where it is log1p. Cephes logf (S. Moshier)."""
+    """log(2**n * (1 + f)); full relative precision as f -> 0 with n = 0, where it is log1p. Cephes logf, S. Moshier."""
     square = f * f
     p = tl.fma(f, 7.0376836292e-2, -1.1514610310e-1)
     p = tl.fma(p, f, 1.1676998740e-1)
@@ -110,11 +112,16 @@ def fold_sum(x, rows: tl.constexpr, columns: tl.constexpr):
 
     tl.sum of more than two numbers takes whatever order the layout of the tile suggests.
     """
-    half: tl.constexpr = columns // 2
     if columns == 1:
         return tl.reshape(x, (rows,))
     else:
-        return fold_sum(tl.sum(tl.reshape(x, (rows, 2, half)), axis=1), rows, half)
+        return fold_sum(tl.sum(tl.reshape(x, (rows, 2, columns // 2)), axis=1), rows, columns // 2)
+
+
+@triton.jit
+def halves(x, rows: tl.constexpr, columns: tl.constexpr):
+    """The first and the second half of the columns of x [rows, columns]."""
+    return tl.split(tl.permute(tl.reshape(x, (rows, 2, columns // 2)), (0, 2, 1)))
 
 
 @triton.jit
@@ -126,4 +133,5 @@ def logsumexp(top, total):
 @triton.jit
 def exp_below(x, top):
     """exp(x - top) for x <= top, 0 where both are -inf."""
-    return tl.exp(x - tl.where(top == float("-inf"), 0.0, top))
+    power = (x - tl.where(top == float("-inf"), 0.0, top)) * 1.4426950408889634
+    return tl.exp2(power) if INTERPRETED else libdevice.exp2(power)  # flushes subnormal results, saves three operations

@@ -7,14 +7,15 @@ from torch import Tensor
 
 from unmask.kernels import checks, noise
 from unmask.kernels.checks import NonFiniteLogits
-from unmask.kernels.dispatch import Implementation, Operator
-from unmask.kernels.sample_head import cpu, cuda, reference
+from unmask.kernels.dispatch import Implementation, Operator, triton_implementation
+from unmask.kernels.sample_head import cpu, cuda, reference, triton_limits
 from unmask.kernels.sample_head.call import EXTRAS, HeadCall, HeadSample
 
 OPERATOR = Operator(
     "sample_head",
     (
         Implementation("cuda", cuda.sample_head, cuda.status, cuda.refuses),
+        triton_implementation("sample_head", triton_limits.refuses),
         Implementation("cpu", cpu.sample_head, cpu.status, cpu.refuses),
         Implementation("reference", reference.sample_head, lambda: (True, "plain torch, any device")),
     ),
