@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from unmask.kernels import checks, noise
+from unmask.kernels import checks, extension, noise
 from unmask.kernels.checks import NonFiniteLogits
 from unmask.kernels.dispatch import Implementation, Operator
 from unmask.kernels.sample_head import cpu, cuda, reference
@@ -15,7 +15,7 @@ OPERATOR = Operator(
     "sample_head",
     (
         Implementation("cuda", cuda.sample_head, cuda.status, cuda.refuses),
-        Implementation("cpu", cpu.sample_head, cpu.status, cpu.refuses),
+        Implementation("cpu", cpu.sample_head, extension.status, cpu.refuses),
         Implementation("reference", reference.sample_head, lambda: (True, "plain torch, any device")),
     ),
 )
