@@ -28,7 +28,7 @@ CPU, CUDA = choice("UNMASK_CPU"), choice("UNMASK_CUDA")
 HEADERS = [*glob("csrc/**/*.h", recursive=True), *glob("csrc/**/*.cuh", recursive=True)]
 
 # The CPU kernels are compiled once per instruction set and chosen at run time; csrc/cpu/isa.cpp lists the same names.
-AVX2 = ["-mavx2", "-mfma"]
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
 ISAS = {"portable": []}
 if platform.machine().lower() in ("x86_64", "amd64"):

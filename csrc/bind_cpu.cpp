@@ -26,13 +26,14 @@ T* pointer(uintptr_t address) {
     return reinterpret_cast<T*>(address);
 }
 
-// (address, "float32" | "bfloat16", (rows, cols), (row stride, column stride))
+// (address, "float32" | "bfloat16" | "float16", (rows, cols), (row stride, column stride))
 Matrix matrix(const char* name, const py::tuple& t) {
-    const auto type = t[1].cast<std::string>();
-    require(type == "float32" || type == "bfloat16", name + (" must be float32 or bfloat16, got " + type));
+    const auto given = t[1].cast<std::string>();
+    const bool f32 = given == "float32", bf16 = given == "bfloat16", f16 = given == "float16";
+    require(f32 || bf16 || f16, name + (" must be float32, bfloat16 or float16, got " + given));
+    const Type type = f32 ? Type::f32 : bf16 ? Type::bf16 : Type::f16;
     const auto shape = t[2].cast<std::pair<int64_t, int64_t>>(), stride = t[3].cast<std::pair<int64_t, int64_t>>();
-    Matrix m{pointer<void>(t[0].cast<uintptr_t>()), type == "float32" ? Type::f32 : Type::bf16,
-             shape.first, shape.second, stride.first, stride.second};
+    Matrix m{pointer<void>(t[0].cast<uintptr_t>()), type, shape.first, shape.second, stride.first, stride.second};
     require(m.rows >= 0 && m.cols > 0, name + std::string(" must have at least one column"));
     require(m.data || m.rows == 0, name + std::string(" must have an address"));
     return m;
@@ -62,28 +63,6 @@ const Kernels& kernels_of(const std::string& isa) {
         if (one->supported) supported += std::string(supported.empty() ? "" : ", ") + one->isa;
     }
     throw py::value_error("isa must be one of " + supported + ", got " + isa);
-}
-
-void sample_head(const py::tuple& hidden, const py::object& weight, uintptr_t rows, int64_t num_rows, uintptr_t offset,
-                 uintptr_t keys, uint64_t seed, float temperature, int threads, uintptr_t tokens, uintptr_t logprob, uintptr_t lse,
-                 const std::string& isa) {
-    HeadCall call{};
-    call.head = head(hidden, weight, rows, num_rows);
-    require(temperature >= 0 && temperature < kInfinity, "temperature must be finite and not negative");
-    require(threads > 0, "threads must be positive");
-    if (num_rows == 0) return;
-    require(keys && tokens && logprob && lse, "keys, tokens, logprob and lse must have an address");
-    call.offset = pointer<const float>(offset);
-    call.keys = pointer<const int64_t>(keys);
-    call.seed = seed;
-    call.temperature = temperature;
-    call.threads = threads;
-    call.tokens = pointer<int64_t>(tokens);
-    call.logprob = pointer<float>(logprob);
-    call.lse = pointer<float>(lse);
-    const auto run = kernels_of(isa).sample_head;
-    py::gil_scoped_release release;
-    run(call);
 }
 
 Matrix matrix_or_none(const char* name, const py::object& t) {
@@ -135,6 +114,40 @@ TemperedHead tempered(const py::tuple& t) {
     law.temperature = pointer<const float>(t[5].cast<uintptr_t>());
     require(law.temperature || law.head.num_rows == 0, "temperature must have an address");
     return law;
+}
+
+// Addresses, 0 for none. allow: (address, row stride).
+void sample_head(const py::tuple& logits, std::pair<uintptr_t, int64_t> allow, uintptr_t keys, uint64_t seed,
+                 int64_t top_k, float top_p, int threads, uintptr_t tokens, uintptr_t logprob, uintptr_t lse,
+                 uintptr_t max_prob, uintptr_t argmax, uintptr_t margin, uintptr_t entropy, const std::string& isa) {
+    HeadCall call{};
+    call.logits = tempered(logits);
+    const int64_t num_rows = call.logits.head.num_rows;
+    for (int64_t r = 0; r < num_rows; ++r)
+        require(call.logits.temperature[r] >= 0 && call.logits.temperature[r] < kInfinity,
+                "temperature must be finite and not negative");
+    require(top_k >= 0, "top_k must be positive, or 0 for no limit");
+    require(top_p > 0 && top_p <= 1, "top_p must satisfy 0 < top_p <= 1");
+    require(threads > 0, "threads must be positive");
+    const auto run = kernels_of(isa).sample_head;
+    if (num_rows == 0) return;
+    require(keys && tokens && logprob && lse, "keys, tokens, logprob and lse must have an address");
+    call.allow = pointer<const int32_t>(allow.first);
+    call.allow_stride = allow.second;
+    call.keys = pointer<const int64_t>(keys);
+    call.seed = seed;
+    call.top_k = top_k;
+    call.top_p = top_p;
+    call.threads = threads;
+    call.tokens = pointer<int64_t>(tokens);
+    call.logprob = pointer<float>(logprob);
+    call.lse = pointer<float>(lse);
+    call.max_prob = pointer<float>(max_prob);
+    call.argmax = pointer<int64_t>(argmax);
+    call.margin = pointer<float>(margin);
+    call.entropy = pointer<float>(entropy);
+    py::gil_scoped_release release;
+    run(call);
 }
 
 void expected_embedding(const py::tuple& logits, const py::tuple& table, int threads, uintptr_t embedding,
@@ -222,15 +235,16 @@ py::tuple words(uint32_t index, uint32_t position, uint32_t sequence, uint32_t s
 PYBIND11_MODULE(_cpu, m) {
     m.doc() = "CPU kernels of unmask. Addresses and strides come checked from unmask.kernels.";
     m.def("isas", &isas, "Instruction sets this build has and this processor runs, fastest first.");
-    m.def("sample_head", &sample_head, py::kw_only(), py::arg("hidden"), py::arg("weight"), py::arg("rows"),
-          py::arg("num_rows"), py::arg("offset"), py::arg("keys"), py::arg("seed"), py::arg("temperature"), py::arg("threads"), py::arg("tokens"),
-          py::arg("logprob"), py::arg("lse"), py::arg("isa") = "");
     m.def("add_norm", &add_norm, py::kw_only(), py::arg("residual"), py::arg("delta"), py::arg("out"), py::arg("weight"),
           py::arg("bias"), py::arg("gate"), py::arg("shift"), py::arg("scale"), py::arg("row_counts"), py::arg("eps"),
           py::arg("threads"), py::arg("isa") = "");
     m.def("attention", &attention, py::kw_only(), py::arg("query"), py::arg("key"), py::arg("value"), py::arg("out"),
           py::arg("type"), py::arg("shape"), py::arg("scale"), py::arg("lengths"), py::arg("row_counts"), py::arg("cos"),
           py::arg("sin"), py::arg("positions"), py::arg("threads"), py::arg("isa") = "");
+    m.def("sample_head", &sample_head, py::kw_only(), py::arg("logits"), py::arg("allow"), py::arg("keys"),
+          py::arg("seed"), py::arg("top_k"), py::arg("top_p"), py::arg("threads"), py::arg("tokens"),
+          py::arg("logprob"), py::arg("lse"), py::arg("max_prob"), py::arg("argmax"), py::arg("margin"),
+          py::arg("entropy"), py::arg("isa") = "");
     m.def("expected_embedding", &expected_embedding, py::kw_only(), py::arg("logits"), py::arg("table"),
           py::arg("threads"), py::arg("embedding"), py::arg("lse"), py::arg("isa") = "");
     m.def("divergence", &divergence, py::kw_only(), py::arg("a"), py::arg("b"), py::arg("threads"), py::arg("kl"),

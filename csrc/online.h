@@ -17,7 +17,7 @@ struct Sum {
 
 template <int kWidth = kLanes / 2, class Join>
 UNMASK_FN float fold(float* lane, Join join) {
-    for (int i = 0; i < kWidth; ++i) lane[i] = join(lane[i + kWidth], lane[i]);
+    UNMASK_LANES for (int i = 0; i < kWidth; ++i) lane[i] = join(lane[i + kWidth], lane[i]);
     if constexpr (kWidth > 1) return fold<kWidth / 2>(lane, join);
     return lane[0];
 }

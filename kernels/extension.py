@@ -11,7 +11,7 @@ try:
 except ImportError as error:
     _cpu, _missing = None, error
 
-_DTYPES = torch.float32, torch.bfloat16
+_DTYPES = torch.float32, torch.bfloat16, torch.float16
 
 
 def status() -> tuple[bool, str]:
@@ -32,14 +32,14 @@ def refuses(operands: dict[str, Tensor | None]) -> str | None:
             if tensor.dtype == torch.float64:
                 return f"needs {name} narrower than float64"
         elif tensor.dtype not in _DTYPES:
-            return f"needs {name} in float32 or bfloat16, got {short(tensor.dtype)}"
+            return f"needs {name} in float32, bfloat16 or float16, got {short(tensor.dtype)}"
         if name.startswith("weight") and tensor.stride(1) != 1 and tensor.shape[1] > 1:
             return f"needs the columns of {name} contiguous, got strides {tensor.stride()}"
     return None
 
 
 class TemperedLogits:
-    """Logits as the extension takes them; owns what its addresses point to."""
+    """Logits, or any call with their fields, as the extension takes them; owns what its addresses point to."""
 
     def __init__(self, logits: Logits):
         temperature = torch.as_tensor(logits.temperature, dtype=torch.float32)

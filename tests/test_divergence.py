@@ -75,6 +75,7 @@ CASES = [
     ("cpu", F32, F32),
     ("cpu", BF16, BF16),
     ("cpu", BF16, F32),
+    ("cpu", F16, F16),
     ("triton", F32, F32),
     ("triton", BF16, BF16),
     ("triton", F16, BF16),
@@ -352,9 +353,9 @@ def test_bad_arguments(change, error, message):
 @pytest.mark.parametrize(
     "impl, change, message",
     [
-        ("cpu", {"hidden_a": normal(4, 6).half()}, "needs hidden_a in float32 or bfloat16, got float16"),
+        ("cpu", {"hidden_a": normal(4, 6).double()}, "needs hidden_a in float32, bfloat16 or float16, got float64"),
         ("cpu", {"head_b": (normal(7, 50).T, None)}, "needs the columns of weight_b contiguous, got strides"),
-        ("cpu", {"hidden_b": normal(4, 7).double()}, "needs hidden_b in float32 or bfloat16, got float64"),
+        ("cpu", {"hidden_b": normal(4, 7).double()}, "needs hidden_b in float32, bfloat16 or float16, got float64"),
         ("triton", {"hidden_b": normal(4, 7).double()}, "needs hidden_b in float32, bfloat16 or float16, got float64"),
         (
             "triton",

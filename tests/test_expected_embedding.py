@@ -58,6 +58,7 @@ CASES = [
     ("cpu", BF16, BF16, BF16),
     ("cpu", F32, BF16, F32),
     ("cpu", BF16, F32, BF16),
+    ("cpu", F16, F16, F16),
     ("triton", F32, F32, F32),
     ("triton", BF16, BF16, BF16),
     ("triton", F16, F16, F16),
@@ -314,8 +315,8 @@ def test_bad_arguments(change, error, message):
 @pytest.mark.parametrize(
     "impl, change, message",
     [
-        ("cpu", {"hidden": normal(4, 6).half()}, "needs hidden in float32 or bfloat16, got float16"),
-        ("cpu", {"table": normal(50, 3).half()}, "needs table in float32 or bfloat16, got float16"),
+        ("cpu", {"hidden": normal(4, 6).double()}, "needs hidden in float32, bfloat16 or float16, got float64"),
+        ("cpu", {"table": normal(50, 3).double()}, "needs table in float32, bfloat16 or float16, got float64"),
         ("cpu", {"weight": normal(6, 50).T}, r"needs the columns of weight contiguous, got strides \(1, 50\)"),
         ("cpu", {"bias": normal(50).double()}, "needs bias narrower than float64"),
         ("triton", {"table": normal(50, 3).double()}, "needs table in float32, bfloat16 or float16, got float64"),
@@ -336,7 +337,7 @@ def test_the_border_of_the_extension_checks_for_itself():
     for change, message in [
         ({"logits": (hidden, None, 0, 1, 0, 0)}, "temperature must have an address"),
         ({"table": (1, "float32", (5, 4), (4, 1))}, "table must be"),
-        ({"table": (1, "float16", (4, 4), (4, 1))}, "table must be float32 or bfloat16"),
+        ({"table": (1, "float64", (4, 4), (4, 1))}, "table must be float32, bfloat16 or float16"),
         ({"table": (1, "float32", (4, 4), (4, 1)), "threads": 0}, "threads must be positive"),
         ({"table": (1, "float32", (4, 4), (4, 1)), "lse": 0}, "must have an address"),
     ]:

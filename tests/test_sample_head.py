@@ -1,22 +1,24 @@
 """sample_head: its law, its ties and ends, row invariance, agreement of implementations, and its error texts."""
 
 import math
+import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from unmask.kernels import NonFiniteLogits, dispatch, noise, sample_head
+from unmask.kernels import NonFiniteLogits, dispatch, extension, noise, sample_head
 from unmask.kernels.dispatch import UnsupportedImplementation
 from unmask.kernels.sample_head import cpu, reference
 from unmask.kernels.sample_head.call import HeadCall
 
-usable, reason = cpu.status()
-ISAS = cpu._cpu.isas() if usable else []
+usable, reason = extension.status()
+ISAS = extension._cpu.isas() if usable else []
 compiled = pytest.mark.skipif(not usable, reason=reason)
 each_implementation = pytest.mark.parametrize("impl", ["reference", pytest.param("cpu", marks=compiled)])
 each_isa = pytest.mark.parametrize("isa", ISAS or [pytest.param("", marks=compiled)])
@@ -76,6 +78,15 @@ def test_law_of_a_product_on_each_isa(isa):
     hidden, weight, offset = normal(1, 24), normal(700, 24, seed=1, scale=0.4), normal(700, seed=2)
     call = HeadCall(hidden.expand(200_000, -1), weight, offset, keys(200_000), seed=1)
     check_law(cpu.on_isa(isa, call).tokens, (hidden @ weight.T)[0] + offset)
+
+
+@compiled
+@pytest.mark.parametrize("vocab_size", [500, 50_258])
+def test_law_over_a_million_draws(vocab_size):
+    logits = normal(vocab_size, seed=vocab_size, scale=2.0)
+    call = HeadCall(logits.expand(250_000, -1), None, None, keys(250_000), seed=3)
+    tokens = [cpu.sample_head(replace(call, keys=keys(250_000, draw=n))).tokens for n in range(4)]
+    check_law(torch.cat(tokens), logits)
 
 
 @each_implementation
@@ -345,6 +356,9 @@ DTYPES = [
     (torch.bfloat16, torch.bfloat16),
     (torch.float32, torch.bfloat16),
     (torch.bfloat16, torch.float32),
+    (torch.float16, torch.float16),
+    (torch.float16, torch.bfloat16),
+    (torch.float32, torch.float16),
 ]
 
 
@@ -394,6 +408,189 @@ def test_cpu_draws_the_tokens_of_the_reference(isa, dtypes):
     assert (gaps[differ] < 1e-5).all()
 
 
+EVERYTHING = "logprob", "lse", "max_prob", "argmax", "margin", "entropy"
+LIMITS = [
+    {},
+    {"top_k": 1},
+    {"top_k": 30},
+    {"top_k": 2000},
+    {"top_p": 1e-30},
+    {"top_p": 0.4},
+    {"top_k": 900, "top_p": 0.97},
+]
+
+
+def busy_call(num_rows, dtypes=(torch.float32, torch.float32), **limits):
+    """Every option at once: repeated rows in any order, temperatures by row, ids not allowed, some of them NaN."""
+    rng = torch.Generator().manual_seed(num_rows)
+    hidden, weight = normal(90, 70, dtype=dtypes[0]), normal(3001, 70, seed=1, scale=0.3, dtype=dtypes[1])
+    weight[[130, 2999], 5] = math.nan
+    allowed = torch.rand(num_rows, 3001, generator=rng) < 0.9
+    allowed[:, 130] = False
+    return HeadCall(
+        hidden,
+        weight,
+        normal(3001, seed=2).index_fill(0, torch.tensor([0, 2999]), -math.inf),
+        keys(num_rows),
+        seed=9,
+        temperature=torch.tensor([1.0, 0.0, 0.7, 1.9])[torch.randint(4, (num_rows,), generator=rng)],
+        allow=bitmap(allowed),
+        rows=torch.randint(90, (num_rows,), generator=rng),
+        want=EVERYTHING,
+        **limits,
+    )
+
+
+def tempered(call):
+    """Logits of a busy_call in fp64 with nothing truncated, and whether an id may be drawn."""
+    bits = call.allow[:, torch.arange(3001) >> 5] >> (torch.arange(3001) & 31) & 1
+    logits = call.hidden[call.rows].double() @ call.weight.double().T + call.offset.double()
+    divisor = torch.where(call.temperature > 0, call.temperature, 1).double()
+    return logits.masked_fill((bits == 0) | (call.offset == -math.inf), -math.inf) / divisor[:, None]
+
+
+def clear_cut(logits, top_k=None, top_p=None):
+    """Rows [R] whose kept ids do not hang on the rounding of a logit or of a mass."""
+    p, clear = logits.softmax(1).sort(dim=1, descending=True).values, torch.ones(len(logits), dtype=torch.bool)
+    if top_k is not None:
+        clear = p[:, top_k - 1] > p[:, top_k] * (1 + 1e-4)
+        p = p[:, :top_k] / p[:, :top_k].sum(1, keepdim=True)
+    if top_p is not None:
+        clear &= ((p.cumsum(1) - p - top_p).abs() > 1e-5)[:, 1:].all(1)  # the first is always kept
+    return clear
+
+
+@compiled
+@each_isa
+@pytest.mark.parametrize("limits", LIMITS, ids=str)
+def test_cpu_serves_every_option_as_the_reference_does(isa, limits):
+    call = busy_call(260, **limits)
+    found, expected = cpu.on_isa(isa, call), reference.sample_head(call)
+    logits = tempered(call)
+    clear = clear_cut(logits, **limits)
+    p = kept_law(logits, **limits)
+    kept = torch.where(p > 0, logits, -math.inf)
+    ties = (race_gap(kept.float(), call.keys, 9) < 1e-5) & (call.temperature > 0)
+    differ = clear & (found.tokens != expected.tokens)
+    print(f"\n{isa}: {int(differ.sum())} tokens differ, {int(ties.sum())} near ties, {int((~clear).sum())} near cuts")
+    assert clear.sum() >= 200 and (ties | ~differ).all()
+    assert (p.gather(1, found.tokens[:, None]) > 0)[clear].all()
+    best, second = p.topk(2).values.unbind(1)
+    exact = {
+        "logprob": kept.log_softmax(1).gather(1, found.tokens[:, None])[:, 0],
+        "lse": kept.logsumexp(1),
+        "max_prob": best,
+        "margin": best - second,
+        "entropy": torch.special.entr(p).sum(1),
+    }
+    for name, value in exact.items():
+        ours = getattr(found, name)[clear]
+        torch.testing.assert_close(ours, value.float()[clear], rtol=1e-5, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}")
+    assert torch.equal(found.argmax, p.argmax(1))
+
+
+@compiled
+@each_isa
+def test_wanted_values_are_as_good_as_torch_in_the_same_dtype(isa):
+    """Against fp64, no farther than fp32 torch at its worst, plus 4e-7 and an ulp of lse, which merges blocks."""
+    logits = normal(60, 5000, seed=8) * torch.tensor([0.01, 1.0, 8.0]).repeat(20)[:, None]
+    logits += torch.tensor([0.0, -80.0, 300.0, 0.0])[torch.arange(60) % 4, None]
+    found = cpu.on_isa(isa, HeadCall(logits, None, None, keys(60), seed=0, want=EVERYTHING))
+
+    def values(logits):
+        p = logits.softmax(1)
+        top = p.topk(2).values
+        return {
+            "lse": logits.logsumexp(1),
+            "max_prob": top[:, 0],
+            "margin": top[:, 0] - top[:, 1],
+            "entropy": torch.special.entr(p).sum(1),
+        }
+
+    for (name, exact), theirs in zip(values(logits.double()).items(), values(logits).values(), strict=True):
+        scale = exact.abs().clamp(min=0.1)
+        ours, torchs = ((one.double() - exact).abs() / scale for one in (getattr(found, name), theirs))
+        slack = 4e-7 + found.lse.double().abs() * 2.0**-23
+        assert (ours <= torchs.max() + slack).all(), f"{name}: {ours.max():.1e} from fp64, torch {torchs.max():.1e}"
+
+
+@compiled
+@each_isa
+def test_truncation_among_many_equals(isa):
+    """Integer logits of both signs, zeros of both signs: the kept ids are known exactly, and the draws lie in them."""
+    logits = torch.randint(-3, 3, (40, 1000), generator=torch.Generator().manual_seed(0)).float()
+    logits[::2] *= -1  # and 0 becomes -0.0
+    logits[3::4, ::3] = -math.inf
+    for limits in (
+        {"top_k": 1},
+        {"top_k": 77},
+        {"top_k": 999},
+        {"top_p": 0.03},
+        {"top_p": 0.77},
+        {"top_k": 300, "top_p": 0.6},
+    ):
+        p = kept_law(logits, **limits)
+        for n in range(20):
+            found = cpu.on_isa(isa, HeadCall(logits, None, None, keys(40, draw=n), seed=n, want=EVERYTHING, **limits))
+            assert (p.gather(1, found.tokens[:, None]) > 0).all()
+        kept = torch.where(p > 0, logits, -math.inf)
+        torch.testing.assert_close(found.lse, kept.logsumexp(1), rtol=1e-6, atol=1e-6)
+        assert torch.equal(found.argmax, kept.argmax(1))
+
+
+@compiled
+@each_isa
+def test_one_id_kept_is_the_greedy_one(isa):
+    logits = normal(50, 3000, seed=4).bfloat16().float()  # coarse: the largest are often equal
+    logits[7, 100:110] = 9
+    greedy = cpu.on_isa(isa, HeadCall(logits, None, None, keys(50), seed=0, temperature=0.0)).tokens
+    assert torch.equal(greedy, logits.argmax(1))
+    for limits in ({"top_k": 1}, {"top_p": 1e-38}, {"top_k": 5, "top_p": 1e-9}):
+        found = cpu.on_isa(isa, HeadCall(logits, None, None, keys(50), seed=0, want=EVERYTHING, **limits))
+        assert torch.equal(found.tokens, greedy) and (found.entropy < 1e-30).all() and not found.logprob.any()
+        assert (found.max_prob == 1).all() and (found.margin == 1).all()
+
+
+@compiled
+@each_isa
+@pytest.mark.parametrize("limits", [{}, {"top_k": 2}, {"top_p": 0.5}], ids=str)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_bad_rows_are_marked_and_the_others_unharmed(isa, limits, temperature):
+    logits = normal(6, 700, seed=2)
+    call = HeadCall(logits, None, None, keys(6), seed=0, temperature=temperature, want=EVERYTHING, **limits)
+    good = cpu.on_isa(isa, call)
+    logits[1, 690], logits[2, 5], logits[3] = math.nan, math.inf, -math.inf
+    logits[4, 9] = -math.inf
+    found = cpu.on_isa(isa, call)
+    assert found.tokens[1:4].tolist() == found.argmax[1:4].tolist() == [-1, -1, -1]
+    assert not found.lse[1:3].isfinite().any() and found.lse[3] == -math.inf
+    for name in ("logprob", "max_prob", "margin", "entropy"):
+        assert getattr(found, name)[1:4].isnan().all() and getattr(found, name)[[0, 4, 5]].isfinite().all()
+    assert torch.equal(bits(found)[:, ::5], bits(good)[:, ::5])
+
+
+@compiled
+def test_every_output_and_buffer_is_written():
+    """With torch's new tensors full of NaN and the allocator's memory full of large numbers, nothing changes."""
+    program = """
+import torch
+from unmask.kernels.sample_head import cpu
+from unmask.kernels.sample_head.call import EXTRAS, HeadCall
+torch.set_num_threads(1)
+hidden, weight, keys = torch.arange(150.0).view(-1, 1) % 7, torch.arange(1001.0).view(-1, 1) % 5, torch.zeros(150, 3)
+plain = torch.empty
+torch.empty = lambda *shape, dtype: plain(*shape, dtype=dtype).fill_(-7 if dtype == torch.int64 else torch.nan)
+for top_k in (None, 9):
+    call = HeadCall(hidden, weight, None, keys.long(), seed=0, temperature=9.0, top_k=top_k, want=EXTRAS)
+    print([field.double().sum().item() for field in cpu.sample_head(call)])
+"""
+    plain, filled = (
+        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=env).stdout
+        for env in (os.environ, os.environ | {"MALLOC_PERTURB_": "128"})  # every byte 0x7f: 3.4e38
+    )
+    assert plain == filled and "nan" not in plain and "inf" not in plain and plain.count("[") == 2
+
+
 # --- row invariance -------------------------------------------------------------------------------------------------
 
 
@@ -417,6 +614,45 @@ def test_a_row_does_not_depend_on_its_company(isa, dtypes, threads):
     for size in (1, 2, 5, 7, 64):
         split = torch.cat([run(rows) for rows in torch.arange(70).split(size)], dim=1)
         assert torch.equal(split, everything[:, :70])
+
+
+def pick(call, rows):
+    """The call for some of its rows."""
+    temperature = call.temperature[rows] if isinstance(call.temperature, torch.Tensor) else call.temperature
+    of_rows = torch.arange(len(call.hidden)) if call.rows is None else call.rows
+    allow = None if call.allow is None else call.allow[rows]
+    return replace(call, keys=call.keys[rows], temperature=temperature, allow=allow, rows=of_rows[rows])
+
+
+def bits(sample):
+    return torch.stack([field.double() for field in sample]).nan_to_num()
+
+
+@compiled
+@each_isa
+@pytest.mark.parametrize("limits", [{}, {"top_k": 50}, {"top_p": 0.8}], ids=str)
+def test_no_option_makes_a_row_depend_on_its_company(isa, limits, threads):
+    call = busy_call(300, (torch.bfloat16, torch.bfloat16), **limits)
+    given = replace(call, hidden=normal(90, 3001, seed=6, scale=2.0), weight=None)
+    for one in (call, given):
+        threads(2)
+        everything = bits(cpu.on_isa(isa, one))
+        shuffled = torch.randperm(300, generator=torch.Generator().manual_seed(0))
+        assert torch.equal(bits(cpu.on_isa(isa, pick(one, shuffled))), everything[:, shuffled])
+        for num_threads, size in ((1, 300), (3, 7), (2, 127), (1, 128), (2, 129)):
+            threads(num_threads)
+            parts = [bits(cpu.on_isa(isa, pick(one, rows))) for rows in torch.arange(300).split(size)]
+            assert torch.equal(torch.cat(parts, dim=1), everything)
+        plain = cpu.on_isa(isa, replace(one, want=()))
+        assert torch.equal(plain.tokens.double(), everything[0]) and torch.equal(plain.lse.double(), everything[2])
+
+
+@compiled
+def test_allow_may_be_shared_or_strided():
+    call = busy_call(20)
+    for words in (call.allow[:1].expand(20, -1), torch.stack([call.allow, call.allow], 2)[:, :, 1]):
+        found, plain = (cpu.sample_head(replace(call, allow=allow)) for allow in (words, words.clone()))
+        assert torch.equal(found.tokens, plain.tokens) and torch.equal(found.lse, plain.lse)
 
 
 @compiled
@@ -576,8 +812,8 @@ def test_bad_arguments_write_nothing(change, error, message):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"hidden": normal(4, 6).double()}, "needs hidden in float32 or bfloat16, got float64"),
-        ({"weight": normal(50, 6).half()}, "needs weight in float32 or bfloat16, got float16"),
+        ({"hidden": normal(4, 6).double()}, "needs hidden in float32, bfloat16 or float16, got float64"),
+        ({"weight": normal(50, 6).double()}, "needs weight in float32, bfloat16 or float16, got float64"),
         ({"weight": normal(6, 50).T}, r"needs the columns of weight contiguous, got strides \(1, 50\)"),
     ],
 )
@@ -589,22 +825,39 @@ def test_what_cpu_refuses_reference_serves(change, message):
 
 @compiled
 def test_the_border_of_the_extension_checks_for_itself():
-    good = {
-        "hidden": (1, "float32", (1, 4), (4, 1)), "weight": (1, "float32", (8, 4), (4, 1)), "rows": 0, "num_rows": 1,
-        "offset": 0, "keys": 1, "seed": 0, "temperature": 1.0, "threads": 1, "tokens": 1, "logprob": 1, "lse": 1,
+    numbers = torch.tensor([1.0, math.nan]), torch.tensor([0, -1, 1])
+    temperature, rows = (tensor.data_ptr() for tensor in numbers)
+    hidden, weight = (1, "float32", (1, 4), (4, 1)), (1, "float32", (8, 4), (4, 1))
+
+    def logits(hidden=hidden, weight=weight, rows=0, num_rows=1, temperature=temperature):
+        return {"logits": (hidden, weight, rows, num_rows, 0, temperature)}
+
+    good = logits() | {
+        "allow": (0, 0), "keys": 1, "seed": 0, "top_k": 0, "top_p": 1.0, "threads": 1, "tokens": 1, "logprob": 1,
+        "lse": 1, "max_prob": 0, "argmax": 0, "margin": 0, "entropy": 0,
     }  # fmt: skip
     for change, message in [
-        ({"hidden": (0, "float32", (1, 4), (4, 1))}, "hidden must have an address"),
-        ({"hidden": (1, "float16", (1, 4), (4, 1))}, "hidden must be float32 or bfloat16"),
-        ({"weight": (1, "float32", (8, 5), (4, 1))}, "weight must be"),
-        ({"weight": (1, "float32", (8, 4), (1, 8))}, "weight must have contiguous columns"),
-        ({"temperature": math.nan}, "temperature must be finite"),
+        (logits(hidden=(0, "float32", (1, 4), (4, 1))), "hidden must have an address"),
+        (logits(hidden=(1, "float64", (1, 4), (4, 1))), "hidden must be float32, bfloat16 or float16, got float64"),
+        (logits(hidden=(1, "float32", (1, 0), (4, 1))), "hidden must have at least one column"),
+        (logits(weight=(1, "float32", (8, 5), (4, 1))), "weight must be"),
+        (logits(weight=(1, "float32", (0, 4), (4, 1))), "weight must be"),
+        (logits(weight=(1, "float32", (8, 4), (1, 8))), "weight must have contiguous columns"),
+        (logits(num_rows=2), "rows must be given unless num_rows is that of hidden"),
+        (logits(rows=rows, num_rows=-1), "rows must be given unless"),
+        (logits(rows=rows, num_rows=2), "rows must be rows of hidden"),
+        (logits(rows=rows + 16, num_rows=1), "rows must be rows of hidden"),
+        (logits(temperature=temperature + 4), "temperature must be finite"),
+        (logits(temperature=0), "temperature must have an address"),
+        ({"top_k": -1}, "top_k must be positive, or 0"),
+        ({"top_p": 0.0}, "top_p must satisfy"),
+        ({"top_p": math.nan}, "top_p must satisfy"),
         ({"threads": 0}, "threads must be positive"),
         ({"tokens": 0}, "must have an address"),
         ({"isa": "sse9"}, "isa must be one of .*portable, got sse9"),
     ]:
         with pytest.raises(ValueError, match=message):
-            cpu._cpu.sample_head(**good | change)
+            extension._cpu.sample_head(**good | change)
 
 
 # --- dispatch -------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 // divergence on the CPU. Compiled once per instruction set; UNMASK_ISA names the compilation.
 //
 // KL and entropy obey a chain rule: of the laws inside each noise block first, then of the law over the blocks. A unit
-// of work is a span of blocks for a chunk of rows; each block leaves four numbers of a row in a table.
+// of work is a block for a chunk of rows; each leaves four numbers of a row in a table.
 #include "divergence.h"
 
 #include "../online.h"
@@ -57,15 +57,15 @@ class Comparison {
    public:
     explicit Comparison(const DivergenceCall& call)
         : call_(call), a_(call.a), b_(call.b), chunk_(smaller(a_.chunk(), b_.chunk())), blocks_(num_blocks(call.a)),
-          stride_(round_up(blocks_, kLanes)), span_(larger(a_.span(), b_.span())) {}
+          stride_(round_up(blocks_, kLanes)) {}
 
     void run() {
-        const int64_t units = (blocks_ + span_ - 1) / span_, table = chunk_ * stride_;
-        const int threads = static_cast<int>(smaller(call_.threads, units));
-        Scratch scratch(a_.bytes() + b_.bytes() + 4 * Scratch::padded(table * sizeof(float)) +
+        const int64_t table = chunk_ * stride_;
+        const int threads = static_cast<int>(smaller(call_.threads, blocks_));
+        Scratch scratch(a_.bytes(threads) + b_.bytes(threads) + 4 * Scratch::padded(table * sizeof(float)) +
                         2 * threads * chunk_ * kBlock * sizeof(float));
-        a_.allocate(scratch);
-        b_.allocate(scratch);
+        a_.allocate(scratch, threads);
+        b_.allocate(scratch, threads);
         lse_a_ = scratch.take<float>(table);
         lse_b_ = scratch.take<float>(table);
         kl_ = scratch.take<float>(table);
@@ -77,10 +77,7 @@ class Comparison {
             b_.start(first_);
             const int few = static_cast<int>(smaller(threads, (rows_ + 7) / 8));  // a row alone is soon done
             parallel_for(few, rows_, [&](int64_t row, int) { prepare(row); });
-            parallel_for(threads, units, [&](int64_t unit, int thread) {
-                const int64_t end = smaller((unit + 1) * span_, blocks_);
-                for (int64_t block = unit * span_; block < end; ++block) compare_block(block, thread);
-            });
+            parallel_for(threads, blocks_, [&](int64_t block, int thread) { compare_block(block, thread); });
             parallel_for(few, rows_, [&](int64_t row, int) { finish(row); });
         }
     }
@@ -88,7 +85,7 @@ class Comparison {
    private:
     const DivergenceCall& call_;
     Law a_, b_;
-    const int64_t chunk_, blocks_, stride_, span_;
+    const int64_t chunk_, blocks_, stride_;
     int64_t first_ = 0, rows_ = 0;
     float *lse_a_ = nullptr, *lse_b_ = nullptr, *kl_ = nullptr, *entropy_ = nullptr;  // [chunk, stride] by block
     float* tiles_ = nullptr;                                                          // [threads, 2, chunk, kBlock]
@@ -106,8 +103,8 @@ class Comparison {
 
     void compare_block(int64_t block, int thread) {
         float *a = tiles_ + 2 * thread * chunk_ * kBlock, *b = a + chunk_ * kBlock;
-        a_.tile(block, rows_, a);
-        b_.tile(block, rows_, b);
+        a_.tile(block, rows_, a, thread);
+        b_.tile(block, rows_, b, thread);
         for (int64_t row = 0; row < rows_; ++row)
             store(row, block, compare<false>(a + row * kBlock, b + row * kBlock, kBlock));
     }

@@ -30,9 +30,9 @@ class Expectation {
     void run() {
         const int64_t numbers = (wave_ + 1) * chunk_, vectors = wave_ * chunk_ * stride_;
         const int64_t tiles = threads_ * chunk_ * kBlock, strips = threads_ * kBlock * kStrip;
-        Scratch scratch(law_.bytes() + 2 * Scratch::padded(numbers * sizeof(float)) +
+        Scratch scratch(law_.bytes(threads_) + 2 * Scratch::padded(numbers * sizeof(float)) +
                         (vectors + tiles + strips) * sizeof(float));
-        law_.allocate(scratch);
+        law_.allocate(scratch, threads_);
         max_ = scratch.take<float>(numbers);
         mass_ = scratch.take<float>(numbers);
         tiles_ = scratch.take<float>(tiles);
@@ -79,7 +79,7 @@ class Expectation {
         for (int64_t i = 0; i < rows_ * stride_; ++i) vectors[i] = 0.0f;
         const int64_t end = smaller((span + 1) * kSpan, blocks_);
         for (int64_t block = span * kSpan; block < end; ++block) {
-            law_.tile(block, rows_, tile);
+            law_.tile(block, rows_, tile, thread);
             for (int64_t row = 0; row < rows_; ++row)
                 weigh(tile + row * kBlock, max[row], mass[row], vectors + row * stride_);
             for (int64_t col = 0; col < width_; col += kStrip)
@@ -109,16 +109,15 @@ class Expectation {
     // Adds weights [rows, kBlock] x block's rows of the table to kStrip columns of the vectors, which begin at `col`.
     void multiply(int64_t block, int64_t col, const float* weights, float* strip, float* vectors) const {
         const int64_t id = block * kBlock, ids = smaller(kBlock, call_.table.rows - id);
-        call_.table.type == Type::f32 ? pack<float>(id, ids, col, strip) : pack<bf16>(id, ids, col, strip);
+        pack(id, ids, col, strip);
         for (int64_t row = 0; row < rows_; row += kRowTile)
             some<kRowTile>(rows_ - row, ids, weights + row * kBlock, strip, vectors + row * stride_);
     }
 
-    template <class T>
     void pack(int64_t id, int64_t ids, int64_t col, float* strip) const {
         const int64_t cols = smaller(kStrip, width_ - col);
         for (int64_t i = 0; i < ids; ++i, strip += kStrip) {
-            copy_row(strip, at<T>(call_.table, id + i, col), cols, call_.table.col_stride);
+            copy_row(strip, call_.table, id + i, col, cols);
             for (int64_t j = cols; j < kStrip; ++j) strip[j] = 0.0f;
         }
     }

@@ -22,8 +22,9 @@ UNMASK_DECLARE(avx512_bf16)
 const Kernels* kernels() {
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    static const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    static const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+    static const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                                 __builtin_cpu_supports("f16c");
+    static const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                                    __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     static const bool has_bf16 = has_avx512 && __builtin_cpu_supports("avx512bf16");
 #endif

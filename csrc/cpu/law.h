@@ -13,16 +13,15 @@ class Law {
     explicit Law(const TemperedHead& head) : head_(head), source_(make_logits(head.head)) {}
 
     int64_t chunk() const { return source_->chunk; }  // rows that may be served together
-    int64_t span() const { return source_->span; }    // noise blocks that a thread should take at a time
-    size_t bytes() const { return source_->bytes(); }
-    void allocate(Scratch& scratch) { source_->allocate(scratch); }
+    size_t bytes(int threads) const { return source_->bytes(threads); }
+    void allocate(Scratch& scratch, int threads) { source_->allocate(scratch, threads); }
     void start(int64_t first) { source_->start(first_ = first); }  // a chunk; its rows must be prepared
     void prepare(int64_t row) { source_->prepare(row); }
 
     // Block `block` of the first `rows` rows of the chunk into tile [rows, kBlock].
-    void tile(int64_t block, int64_t rows, float* tile) const {
+    void tile(int64_t block, int64_t rows, float* tile, int thread) const {
         const int64_t id = block * kBlock, count = smaller(kBlock, head_.head.vocab() - id);
-        source_->tile(id, count, rows, tile);
+        source_->tile(id, count, rows, tile, thread);
         for (int64_t row = 0; row < rows; ++row)
             temper(tile + row * kBlock, id, count, head_.temperature[first_ + row]);
     }
@@ -38,13 +37,11 @@ class Law {
             for (int64_t i = 0; i < count; ++i)
                 logits[i] = offset[i] == -kInfinity ? -kInfinity : logits[i] + offset[i];
         }
-        if (temperature != 1.0f)
+        if (temperature != 0.0f && temperature != 1.0f)
             for (int64_t i = 0; i < count; ++i) logits[i] /= temperature;
         for (int64_t i = count; i < kBlock; ++i) logits[i] = -kInfinity;
     }
 };
-
-inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // exp(x) for x <= 0, and 0 below the smallest normal number.
 UNMASK_FN float exp_or_zero(float x) { return x < -87.0f ? 0.0f : exp_nonpositive(x); }

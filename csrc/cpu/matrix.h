@@ -5,7 +5,7 @@
 
 namespace unmask {
 
-enum class Type { f32, bf16 };
+enum class Type { f32, bf16, f16 };
 
 struct Matrix {
     const void* data = nullptr;

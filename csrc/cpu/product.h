@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <type_traits>
 
 #include "../noise.h"
 #include "matrix.h"
@@ -14,59 +15,68 @@ namespace {
 constexpr int kBlock = kNoiseBlock;
 constexpr int kMaxChunk = 128;  // rows
 
+inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
 template <class T>
 inline const T* at(const Matrix& m, int64_t row, int64_t col = 0) {
     return static_cast<const T*>(m.data) + row * m.row_stride + col * m.col_stride;
 }
 
-inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
-template <class To, class From>
-inline void copy_row(To* to, const From* from, int64_t n, int64_t stride) {
-    if (stride == 1)
-        for (int64_t i = 0; i < n; ++i) to[i] = widen(from[i]);
+// Columns [col, col + n) of a row, widened.
+template <class T>
+inline void copy_row(float* to, const Matrix& from, int64_t row, int64_t col, int64_t n) {
+    const T* start = at<T>(from, row, col);
+    if (from.col_stride == 1)
+        for (int64_t i = 0; i < n; ++i) to[i] = widen(start[i]);
     else
-        for (int64_t i = 0; i < n; ++i) to[i] = widen(from[i * stride]);
+        for (int64_t i = 0; i < n; ++i) to[i] = widen(start[i * from.col_stride]);
 }
-inline void copy_row(bf16* to, const bf16* from, int64_t n, int64_t stride) {
-    for (int64_t i = 0; i < n; ++i) to[i] = from[i * stride];
+inline void copy_row(float* to, const Matrix& from, int64_t row, int64_t col, int64_t n) {
+    if (from.type == Type::f32) return copy_row<float>(to, from, row, col, n);
+    if (from.type == Type::f16) return copy_row<fp16>(to, from, row, col, n);
+    copy_row<bf16>(to, from, row, col, n);
+}
+inline void copy_row(bf16* to, const Matrix& from, int64_t row, int64_t col, int64_t n) {
+    const bf16* start = at<bf16>(from, row, col);
+    for (int64_t i = 0; i < n; ++i) to[i] = start[i * from.col_stride];
 }
 
 // Where tiles come from. Rows are served in chunks: each is prepared once, then tiles of the chunk may be asked for by
 // any thread. A logit's bits do not depend on the tile, the chunk or the rows beside it.
 class Logits {
    public:
-    const int64_t chunk;  // rows
-    const int64_t span;   // noise blocks that a thread should take at a time
+    const int64_t chunk;  // the most rows of a chunk
 
     virtual ~Logits() = default;
-    virtual size_t bytes() const { return 0; }  // of the memory that allocate takes
-    virtual void allocate(Scratch&) {}
+    virtual size_t bytes(int) const { return 0; }  // of the memory that allocate takes for so many threads
+    virtual void allocate(Scratch&, int) {}
     virtual void prepare(int64_t) {}  // row of the chunk
 
     // Logits of ids [id, id + count), count <= kBlock, into tile [rows, kBlock]; up to three more columns of a row may
     // be written.
-    virtual void tile(int64_t id, int64_t count, int64_t rows, float* tile) const = 0;
+    virtual void tile(int64_t id, int64_t count, int64_t rows, float* tile, int thread) const = 0;
 
     void start(int64_t row) { first_ = row; }  // the chunk's first row
 
    protected:
-    Logits(const Head& head, int64_t chunk, int64_t span)
-        : chunk(smaller(chunk, head.num_rows)), span(span), head_(head) {}
+    Logits(const Head& head, int64_t chunk) : chunk(smaller(chunk, head.num_rows)), head_(head) {}
+
+    int64_t row(int64_t r) const { return head_.row(first_ + r); }  // of hidden
 
     const Head head_;
+
+   private:
     int64_t first_ = 0;
 };
 
-template <class T>
 class Given final : public Logits {
    public:
-    explicit Given(const Head& head) : Logits(head, 16, 8) {}  // whole pages, small tables
+    explicit Given(const Head& head) : Logits(head, 16) {}
 
-    void tile(int64_t id, int64_t count, int64_t rows, float* tile) const override {
-        for (int64_t row = 0; row < rows; ++row)
-            copy_row(tile + row * kBlock, at<T>(head_.hidden, head_.row(first_ + row), id), count, head_.hidden.col_stride);
+    void tile(int64_t id, int64_t count, int64_t rows, float* tile, int) const override {
+        for (int64_t r = 0; r < rows; ++r) copy_row(tile + r * kBlock, head_.hidden, row(r), id, count);
     }
 };
 
@@ -76,74 +86,101 @@ template <class Dot>
 class Product final : public Logits {
     using Hidden = typename Dot::Hidden;
     using Weight = typename Dot::Weight;
+    static constexpr bool kWidens = sizeof(Weight) < sizeof(Hidden);
+    using Packed = std::conditional_t<kWidens, Widened<float>, Dot>;  // of weights held as hidden rows are
+    static constexpr int64_t kBytes = 1 << 20;  // of a chunk's rows: they stay in the second-level cache
 
    public:
     explicit Product(const Head& head)
-        : Logits(head, kMaxChunk, 1), cols_(head.hidden.cols), stride_(round_up(cols_, Dot::kStep)) {}
+        : Logits(head, larger(kRowTile, smaller(kMaxChunk, kBytes / (head.hidden.cols * sizeof(Hidden))))),
+          cols_(head.hidden.cols), stride_(round_up(cols_, Dot::kStep)) {}
 
-    size_t bytes() const override { return Scratch::padded(chunk * stride_ * sizeof(Hidden)); }
-    void allocate(Scratch& scratch) override { packed_ = scratch.take<Hidden>(chunk * stride_); }
+    size_t bytes(int threads) const override {
+        return Scratch::padded((chunk + threads * 4) * stride_ * sizeof(Hidden));
+    }
+    void allocate(Scratch& scratch, int threads) override {
+        hidden_ = scratch.take<Hidden>((chunk + threads * 4) * stride_);
+        weights_ = hidden_ + chunk * stride_;
+    }
 
-    void prepare(int64_t row) override {
-        Hidden* to = packed_ + row * stride_;
-        const Matrix& from = head_.hidden;
-        if (from.type == Type::bf16)
-            copy_row(to, at<bf16>(from, head_.row(first_ + row)), cols_, from.col_stride);
-        else if constexpr (sizeof(Hidden) == 4)
-            copy_row(to, at<float>(from, head_.row(first_ + row)), cols_, from.col_stride);
+    void prepare(int64_t r) override {
+        Hidden* to = hidden_ + r * stride_;
+        copy_row(to, head_.hidden, row(r), 0, cols_);
         for (int64_t col = cols_; col < stride_; ++col) to[col] = Hidden{};
     }
 
-    void tile(int64_t id, int64_t count, int64_t rows, float* tile) const override {
-        for (int64_t row = 0; row < rows; row += kRowTile)
-            for (int64_t j = 0; j < count; j += 4) {
-                const Weight* w[4];
-                for (int64_t i = 0; i < 4; ++i) w[i] = at<Weight>(head_.weight, id + smaller(j + i, count - 1));
-                const Hidden* h = packed_ + row * stride_;
-                float* to = tile + row * kBlock + j;
-                if (row + kRowTile <= rows)
-                    dots<kRowTile>(h, w, to);
-                else
-                    rest<kRowTile - 1>(rows - row, h, w, to);
+    void tile(int64_t id, int64_t count, int64_t rows, float* tile, int thread) const override {
+        const int64_t tiles = (rows + kRowTile - 1) / kRowTile;  // of nearly equal height
+        for (int64_t j = 0; j < count; j += 4, tile += 4) {
+            const Weight* w[4];
+            for (int64_t i = 0; i < 4; ++i) w[i] = at<Weight>(head_.weight, id + smaller(j + i, count - 1));
+            if (cols_ == stride_ && (tiles == 1 || !kWidens)) {
+                column<Dot>(w, w[0], tiles, rows, tile);
+            } else {
+                Hidden* packed = weights_ + thread * 4 * stride_;
+                for (int i = 0; i < 4; ++i) pack(packed + i * stride_, w[i]);
+                const Hidden* const from[4] = {packed, packed + stride_, packed + 2 * stride_, packed + 3 * stride_};
+                column<Packed>(from, w[0], tiles, rows, tile);
             }
+        }
     }
 
    private:
     const int64_t cols_, stride_;
-    Hidden* packed_ = nullptr;  // [chunk, stride], zeros after the last column
+    Hidden* hidden_ = nullptr;   // [chunk, stride], zeros after the last column
+    Hidden* weights_ = nullptr;  // [threads, 4, stride], likewise: narrower ones for several tiles, or an odd number
 
-    template <int kRows>
-    void dots(const Hidden* h, const Weight* const (&w)[4], float* out) const {
-        Vec acc[kRows][4] = {};
-        auto advance = [&](int64_t col, const Weight* const (&from)[4]) {
-            typename Dot::Lanes lanes[kRows];
-            for (int r = 0; r < kRows; ++r) lanes[r] = Dot::lanes(h + r * stride_ + col);
-            for (int j = 0; j < 4; ++j)
-                for (int r = 0; r < kRows; ++r) acc[r][j] = Dot::step(acc[r][j], lanes[r], from[j]);
-        };
-        int64_t col = 0;
-        for (; col + Dot::kStep <= cols_; col += Dot::kStep) {
-            const Weight* const from[4] = {w[0] + col, w[1] + col, w[2] + col, w[3] + col};
-            advance(col, from);
-        }
-        if (col < cols_) {
-            Weight rest[4][Dot::kStep] = {};
-            for (int j = 0; j < 4; ++j) __builtin_memcpy(rest[j], w[j] + col, (cols_ - col) * sizeof(Weight));
-            const Weight* const from[4] = {rest[0], rest[1], rest[2], rest[3]};
-            advance(col, from);
-        }
-        for (int r = 0; r < kRows; ++r) {
-            const Four sum = sums(acc[r]);
-            __builtin_memcpy(out + r * kBlock, &sum, sizeof sum);
+    // What a tile asks for while it computes: a few bytes ahead at every step.
+    struct Fetch {
+        const char* next;
+        int64_t pace;
+    };
+
+    // Tiles of all rows against the weights w; each fetches a part of the four rows of weight after those at `source`.
+    template <class D>
+    void column(const typename D::Weight* const (&w)[4], const Weight* source, int64_t tiles, int64_t rows,
+                float* out) const {
+        const int64_t bytes = 4 * head_.weight.row_stride * sizeof(Weight), pace = bytes * D::kStep / (stride_ * tiles);
+        const char* next = reinterpret_cast<const char*>(source) + bytes;
+        for (int64_t t = 0; t < tiles; ++t) {
+            const int64_t first = t * rows / tiles, height = (t + 1) * rows / tiles - first;
+            const Fetch fetch{next + t * bytes / tiles, pace};
+            dots<D, kRowTile>(height, hidden_ + first * stride_, w, fetch, out + first * kBlock);
         }
     }
 
-    template <int kRows>
-    void rest(int64_t rows, const Hidden* h, const Weight* const (&w)[4], float* out) const {
-        if constexpr (kRows > 0) {
-            if (rows == kRows) return dots<kRows>(h, w, out);
-            rest<kRows - 1>(rows, h, w, out);
+    template <class D, int kRows>
+    void dots(int64_t rows, const Hidden* h, const typename D::Weight* const (&w)[4], Fetch fetch, float* out) const {
+        if (rows == kRows) return dots<D, kRows>(h, w, fetch, out);
+        if constexpr (kRows > 1) dots<D, kRows - 1>(rows, h, w, fetch, out);
+    }
+
+    template <class D, int kRows>
+    void dots(const Hidden* h, const typename D::Weight* const (&w)[4], Fetch fetch, float* out) const {
+        Vec acc[kRows][4] = {};
+        for (int64_t col = 0; col < stride_; col += D::kStep, fetch.next += fetch.pace) {
+            typename D::Lanes lanes[kRows];
+            for (int r = 0; r < kRows; ++r) lanes[r] = D::lanes(h + r * stride_ + col);
+            for (int j = 0; j < 4; ++j) {
+                __builtin_prefetch(fetch.next + j * 64);
+                for (int r = 0; r < kRows; ++r) acc[r][j] = D::step(acc[r][j], lanes[r], w[j] + col);
+            }
         }
+        store_sums(acc, out, kBlock);
+    }
+
+    void pack(Hidden* to, const Weight* from) const {
+        int64_t col = 0;
+        if constexpr (kWidens) {
+            for (; col + kWidth <= cols_; col += kWidth) {
+                const Vec v = load(from + col);
+                __builtin_memcpy(to + col, &v, sizeof v);
+            }
+            for (; col < cols_; ++col) to[col] = widen(from[col]);
+        } else {
+            __builtin_memcpy(to, from, cols_ * sizeof(Weight));
+        }
+        for (col = cols_; col < stride_; ++col) to[col] = Hidden{};
     }
 };
 
@@ -153,10 +190,10 @@ std::unique_ptr<Logits> make(const Head& head) {
 }
 
 inline std::unique_ptr<Logits> make_logits(const Head& head) {
-    const bool narrow = head.hidden.type == Type::bf16;
-    if (!head.weight.data) return narrow ? make<Given<bf16>>(head) : make<Given<float>>(head);
+    if (!head.weight.data) return make<Given>(head);
     if (head.weight.type == Type::f32) return make<Product<Widened<float>>>(head);
-    return narrow ? make<Product<Bf16Dot>>(head) : make<Product<Widened<bf16>>>(head);
+    if (head.weight.type == Type::f16) return make<Product<Widened<fp16>>>(head);
+    return head.hidden.type == Type::bf16 ? make<Product<Bf16Dot>>(head) : make<Product<Widened<bf16>>>(head);
 }
 
 }  // namespace

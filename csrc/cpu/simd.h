@@ -3,9 +3,12 @@
 
 #include <stdint.h>
 
+#include "../elementary.h"
+
 #if defined(__AVX2__)
 #pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // about GCC's own _mm256_undefined_ps
+#pragma GCC diagnostic ignored "-Wuninitialized"  // about GCC's own _mm512_undefined_ps
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
 #pragma GCC diagnostic pop
 #endif
@@ -14,6 +17,9 @@ namespace unmask {
 namespace {
 
 struct bf16 {
+    uint16_t bits;
+};
+struct fp16 {
     uint16_t bits;
 };
 
@@ -44,9 +50,24 @@ inline Vec load(const bf16* p) {
 }
 
 inline float widen(float x) { return x; }
-inline float widen(bf16 x) {
-    const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
-    return load_as<float>(&bits);
+inline float widen(bf16 x) { return as_float(static_cast<uint32_t>(x.bits) << 16); }
+inline float widen(fp16 x) {
+    const uint32_t magnitude = static_cast<uint32_t>(x.bits & 0x7fff) << 13, exponent = magnitude & 0x0f800000u;
+    const float normal = as_float(magnitude + (exponent == 0x0f800000u ? 0x70000000u : 0x38000000u));  // or inf, NaN
+    const float subnormal = as_float(magnitude + 0x38800000u) - 0x1p-14f;
+    return as_float(as_bits(exponent ? normal : subnormal) | static_cast<uint32_t>(x.bits & 0x8000) << 16);
+}
+
+inline Vec load(const fp16* p) {
+#if defined(__AVX512F__)
+    return (Vec)_mm512_cvtph_ps(load_as<__m256i>(p));
+#elif defined(__F16C__)
+    return (Vec)_mm256_cvtph_ps(load_as<__m128i>(p));
+#else
+    float wide[kWidth];
+    for (int i = 0; i < kWidth; ++i) wide[i] = widen(p[i]);
+    return load(wide);
+#endif
 }
 
 // A dot product advances kStep columns at a time: acc + h * w in fp32, one fused operation where the target has it.
@@ -81,23 +102,49 @@ using Bf16Dot = Widened<bf16>;
 typedef int Int4 __attribute__((vector_size(16)));
 #endif
 
-// Sixteen, eight or four lanes to four: the upper half onto the lower.
+// Sums of each row's four accumulators, to out[r * stride + 0 … 3]. The order of a sum's additions is fixed: the upper
+// half of the lanes onto the lower until four are left, then (0 + 2) + (1 + 3).
+#if defined(__AVX512F__)
+inline Vec join(Vec a, Vec b) {  // halves (a0, a1), (b0, b1) to (a0 + a1, b0 + b1)
+    return _mm512_shuffle_f32x4(a, b, 0x44) + _mm512_shuffle_f32x4(a, b, 0xee);
+}
+inline Vec quarters(const Vec (&v)[4]) {  // four lanes of each in turn
+    const Vec ab = join(v[0], v[1]), cd = join(v[2], v[3]);
+    return _mm512_shuffle_f32x4(ab, cd, 0x88) + _mm512_shuffle_f32x4(ab, cd, 0xdd);
+}
+
+template <int kRows>
+inline void store_sums(const Vec (&acc)[kRows][4], float* out, int64_t stride) {
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 0, 0, 0, 0, 0, 0, 0, 0);
+#pragma GCC unroll 4  // keeps acc in registers
+    for (int r = 0; r < kRows; r += 2) {  // an odd last row twice
+        const int next = r + 1 < kRows ? r + 1 : r;
+        const Vec a = quarters(acc[r]), b = quarters(acc[next]);
+        const Vec pairs = _mm512_unpacklo_ps(a, b) + _mm512_unpackhi_ps(a, b);
+        const Vec sum = pairs + (Vec)_mm512_shuffle_ps(pairs, pairs, 0xee);
+        const __m256 both = _mm512_castps512_ps256(_mm512_permutexvar_ps(order, sum));
+        _mm_storeu_ps(out + r * stride, _mm256_castps256_ps128(both));
+        _mm_storeu_ps(out + next * stride, _mm256_extractf128_ps(both, 1));
+    }
+}
+#else
 inline Four fold(Four v) { return v; }
 #if defined(__AVX2__)
 inline Four fold(__m256 v) { return (Four)_mm256_castps256_ps128(v) + (Four)_mm256_extractf128_ps(v, 1); }
 #endif
-#if defined(__AVX512F__)
-inline Four fold(__m512 v) { return fold(_mm512_castps512_ps256(v) + _mm512_extractf32x8_ps(v, 1)); }
-#endif
 
-// The sums of four vectors, in a fixed order of additions.
-inline Four sums(const Vec (&v)[4]) {
-    Four a[4];
-    for (int i = 0; i < 4; ++i) a[i] = fold(v[i]);
-    const Four ab = UNMASK_SHUFFLE(a[0], a[1], 0, 4, 1, 5) + UNMASK_SHUFFLE(a[0], a[1], 2, 6, 3, 7);
-    const Four cd = UNMASK_SHUFFLE(a[2], a[3], 0, 4, 1, 5) + UNMASK_SHUFFLE(a[2], a[3], 2, 6, 3, 7);
-    return UNMASK_SHUFFLE(ab, cd, 0, 1, 4, 5) + UNMASK_SHUFFLE(ab, cd, 2, 3, 6, 7);
+template <int kRows>
+inline void store_sums(const Vec (&acc)[kRows][4], float* out, int64_t stride) {
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+        const Four a = fold(acc[r][0]), b = fold(acc[r][1]), c = fold(acc[r][2]), d = fold(acc[r][3]);
+        const Four ab = UNMASK_SHUFFLE(a, b, 0, 4, 1, 5) + UNMASK_SHUFFLE(a, b, 2, 6, 3, 7);
+        const Four cd = UNMASK_SHUFFLE(c, d, 0, 4, 1, 5) + UNMASK_SHUFFLE(c, d, 2, 6, 3, 7);
+        const Four sum = UNMASK_SHUFFLE(ab, cd, 0, 1, 4, 5) + UNMASK_SHUFFLE(ab, cd, 2, 3, 6, 7);
+        __builtin_memcpy(out + r * stride, &sum, sizeof sum);
+    }
 }
+#endif
 
 }  // namespace
 }  // namespace unmask

@@ -8,7 +8,7 @@ namespace unmask {
 struct TemperedHead {
     Head head;
     const float* offset = nullptr;       // [V] or null: added to the logits, -inf for an impossible id
-    const float* temperature = nullptr;  // [R], > 0: divides them then
+    const float* temperature = nullptr;  // [R]: divides them then, unless it is 0
 };
 
 }  // namespace unmask

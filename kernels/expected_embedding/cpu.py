@@ -1,4 +1,4 @@
-"""expected_embedding by the compiled extension: fp32 and bf16, on torch's own threads."""
+"""expected_embedding by the compiled extension: fp32, bf16 and fp16, on torch's own threads."""
 
 import torch
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from unmask.kernels import checks, noise
+from unmask.kernels import checks, extension, noise
 from unmask.kernels.checks import NonFiniteLogits
 from unmask.kernels.dispatch import Implementation, Operator, triton_implementation
 from unmask.kernels.sample_head import cpu, cuda, reference, triton_limits
@@ -16,7 +16,7 @@ OPERATOR = Operator(
     (
         Implementation("cuda", cuda.sample_head, cuda.status, cuda.refuses),
         triton_implementation("sample_head", triton_limits.refuses),
-        Implementation("cpu", cpu.sample_head, cpu.status, cpu.refuses),
+        Implementation("cpu", cpu.sample_head, extension.status, cpu.refuses),
         Implementation("reference", reference.sample_head, lambda: (True, "plain torch, any device")),
     ),
 )
