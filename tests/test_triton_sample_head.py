@@ -5,6 +5,7 @@ On a machine without a GPU the kernels run in Triton's interpreter, from the sam
 
 import itertools
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -20,6 +21,10 @@ usable, reason = triton_status()
 if not usable:
     pytest.skip(reason, allow_module_level=True)
 
+import triton  # noqa: E402
+import triton.language as tl  # noqa: E402
+
+from unmask.kernels import triton_noise  # noqa: E402
 from unmask.kernels.sample_head import triton_kernel  # noqa: E402
 from unmask.kernels.sample_head.triton_config import TABLES, Config, choose_config  # noqa: E402
 
@@ -280,6 +285,29 @@ def test_tail_inside_one_block():
     assert p > 1e-3, f"{tail} tail draws, expected {mean:.2f}"
 
 
+@triton.jit
+def gumbels_kernel(words, one, two, size: tl.constexpr):
+    at = tl.arange(0, size)
+    high, low = tl.load(words + at).to(tl.uint32), tl.load(words + size + at).to(tl.uint32)
+    tl.store(one + at, triton_noise._gumbel(high))
+    two_words = triton_noise._unit_of_two(high, low), triton_noise._unit_of_two(high ^ 0xFFFFFFFF, low ^ 0xFFFFFFFF)
+    tl.store(two + at, triton_noise._gumbel_of(two_words[0], two_words[1]))
+
+
+def test_gumbel_noise_to_its_ends():
+    ends = torch.tensor([0, 1, 2, 3, 2**16, 2**30 - 1, 2**30, 2**31, 2**32 - 2, 2**32 - 1])
+    words = torch.stack(torch.meshgrid(ends, ends, indexing="ij")).flatten(1)
+    words = torch.cat([words, integers(2, 28, low=0, high=2**32).cpu()], dim=1).to(DEVICE)
+    one, two = torch.empty(2, 128, device=DEVICE)
+    gumbels_kernel[(1,)](words, one, two, size=128, enable_fp_fusion=False)
+    high, low = words.tolist()
+    for ours, bits, values in (one, 32, high), (two, 64, [a << 32 | b for a, b in zip(high, low, strict=True)]):
+        uniforms = [Fraction(2 * value + 1, 2 ** (bits + 1)) for value in values]
+        exact = torch.tensor([-math.log(-math.log1p(-v) if v < 0.5 else -math.log(1 - v)) for v in uniforms])
+        assert ours.isfinite().all()
+        torch.testing.assert_close(ours.cpu(), exact.float(), rtol=1e-6, atol=2e-7)
+
+
 # --- ends -----------------------------------------------------------------------------------------------------------
 
 
@@ -336,15 +364,16 @@ def test_a_row_with_nothing_allowed():
 
 
 def test_greedy_takes_the_lowest_of_equals():
-    logits = normal(4, 1000, seed=5)
+    logits = normal(5, 1000, seed=5)
     logits[0, [7, 9, 800]] = 9
     logits[1, [999, 256, 255]] = 9
     logits[2] = 0
     logits[3], logits[3, 0] = -3, -4
+    logits[4, [302, 301]] = 9
     for splits in (1, 2, 8):
-        call = HeadCall(logits, None, None, keys(4), 0, temperature=0.0, want=("argmax", "margin"))
+        call = HeadCall(logits, None, None, keys(5), 0, temperature=0.0, want=("argmax", "margin"))
         sample = triton_kernel.race(call, CONFIGS[0], splits=splits)
-        assert sample.tokens.tolist() == sample.argmax.tolist() == [7, 255, 0, 1]
+        assert sample.tokens.tolist() == sample.argmax.tolist() == [7, 255, 0, 1, 301]
         assert not sample.margin.any()
 
 
@@ -382,15 +411,16 @@ def test_ties_at_the_threshold_are_kept_from_the_lowest_id_on(cut, kept):
     """Weights of exp(logits): 50 for id 150, one for each of the other 199 below 200, a tiny one for the rest."""
     logits = torch.full((2, 300), -40.0, device=DEVICE)
     logits[:, :200] = 0
-    logits[1, :200:2] = -0.0
+    logits[1, :200:2] = -0.0  # and stays so: 0 would not, were it added
     logits[:, 150] = math.log(50)
-    sample = triton_kernel.sample_head(HeadCall(logits, None, None, keys(2), seed=1, want=("lse", "entropy"), **cut))
+    offset = torch.full((300,), -0.0, device=DEVICE)
+    sample = triton_kernel.sample_head(HeadCall(logits, None, offset, keys(2), seed=1, want=("lse", "entropy"), **cut))
     law = logits[:, kept].double()
     torch.testing.assert_close(sample.lse.double(), law.logsumexp(1), rtol=1e-6, atol=1e-6)
     entropy = torch.special.entr(law.softmax(1)).sum(1)
     torch.testing.assert_close(sample.entropy.double(), entropy, rtol=1e-5, atol=1e-5)
-    many = HeadCall(logits[:1].expand(12, -1), None, None, keys(12), seed=1, **cut)
-    if len(kept) < 30:
+    many = HeadCall(logits[1:].expand(12, -1), None, offset, keys(12), seed=1, **cut)
+    if len(kept) < 30:  # or even a draw from too many would hardly show it
         assert torch.isin(triton_kernel.sample_head(many).tokens, torch.tensor(kept, device=DEVICE)).all()
 
 

@@ -5,7 +5,6 @@ the best block so far are the program's record of the row. The last program to f
 block index, picks the best record, lets its 128 tokens race and writes the results.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -17,10 +16,10 @@ from torch import Tensor
 from unmask.kernels import noise, triton_noise
 from unmask.kernels.sample_head.call import HeadCall, HeadSample
 from unmask.kernels.sample_head.triton_config import TRUNCATE, Config, choose_config
+from unmask.kernels.triton_logits import NEVER, dot
 from unmask.kernels.triton_noise import block_gumbel, exp_below, fold_sum, halves, log_positive, logsumexp, token_gumbel
 
 BLOCK = triton_noise.BLOCK
-_NEVER = tl.constexpr(-math.inf)
 
 
 # --- logits ---------------------------------------------------------------------------------------------------------
@@ -63,9 +62,7 @@ def _product(
             rest = k < dim - start
             h = tl.load(left + start * hidden_column, mask=real[:, None] & rest[None, :], other=0.0)
             w = tl.load(right + start * weight_column, mask=rest[:, None], other=0.0)
-        if triton_noise.INTERPRETED:  # its product of bf16 operands would multiply their bits
-            h, w = h.to(tl.float32), w.to(tl.float32)
-        total = tl.dot(h, w, total, input_precision="ieee")
+        total = dot(h, w, total)
     return total
 
 
@@ -90,13 +87,13 @@ def _tile(
 def _shift(offset, offset_stride, first, vocab_size, width: tl.constexpr):
     """What to add to the logits of the ids from `first` on, [1, width]: -inf where an id cannot be drawn."""
     ids = first + tl.arange(0, width)
-    return tl.load(offset + ids * offset_stride, mask=ids < vocab_size, other=_NEVER)[None, :]
+    return tl.load(offset + ids * offset_stride, mask=ids < vocab_size, other=NEVER)[None, :]
 
 
 @triton.jit
 def _temper(x, shift, allow, row, real, inverse, first, vocab_size, width: tl.constexpr):
     """x [rows, width] with offset and temperature, of the ids from `first` on; -inf where an id cannot be drawn."""
-    drawable = shift != _NEVER
+    drawable = shift != NEVER
     if allow is not None:
         word = first // 32 + tl.arange(0, width // 32)
         words = (vocab_size + 31) // 32
@@ -104,7 +101,7 @@ def _temper(x, shift, allow, row, real, inverse, first, vocab_size, width: tl.co
         bits = tl.load(allow + (row * words)[:, None] + word[None, :], mask=mask, other=0)
         bits = bits[:, :, None] >> tl.arange(0, 32)[None, None, :] & 1
         drawable = drawable & (tl.reshape(bits, x.shape) == 1)
-    return tl.where(drawable, (x + shift) * inverse[:, None], _NEVER)
+    return tl.where(drawable, (x + shift) * inverse[:, None], NEVER)
 
 
 # --- the race -------------------------------------------------------------------------------------------------------
@@ -167,7 +164,7 @@ def _rank_block(x, first, ranking, block_r: tl.constexpr):
     top, top_id, second = ranking
     x_top = tl.max(x, axis=1)
     equal = (x == x_top[:, None]).to(tl.int32)
-    x_second = tl.max(tl.where(equal == 1, _NEVER, x), axis=1)
+    x_second = tl.max(tl.where(equal == 1, NEVER, x), axis=1)
     x_second = tl.where(tl.sum(equal, axis=1) > 1, x_top, x_second)
     higher = x_top > top
     second = tl.maximum(tl.minimum(x_top, top), tl.where(higher, x_second, second))
@@ -211,8 +208,8 @@ def race_kernel(
         row, real, keys, key0, key1, temperature, temperatures, offset, offset_stride, allow,
         block_lse, block_entropy, num_rows, vocab_size,
     )  # fmt: skip
-    never, nowhere = tl.full((block_r,), _NEVER, tl.float32), tl.zeros((block_r,), tl.int32)
-    best = never, nowhere, tl.full((block_r, BLOCK), _NEVER, tl.float32)  # score, block, its logits
+    never, nowhere = tl.full((block_r,), NEVER, tl.float32), tl.zeros((block_r,), tl.int32)
+    best = never, nowhere, tl.full((block_r, BLOCK), NEVER, tl.float32)  # score, block, its logits
     ranking = () if top_logit is None else (never, nowhere, never)
     spans = tl.cdiv(vocab_size, block_v)
     for span in tl.range(split * spans // splits, (split + 1) * spans // splits, flatten=True):
@@ -253,13 +250,13 @@ def race_kernel(
 @triton.jit
 def _merge_lse(block_lse, row, real, num_rows, num_blocks, finish_r: tl.constexpr):
     """Log-sum-exp over the table of each row: 128 lanes by block index, then the fixed fold."""
-    top = tl.full((finish_r, BLOCK), _NEVER, tl.float32)
+    top = tl.full((finish_r, BLOCK), NEVER, tl.float32)
     total = tl.zeros((finish_r, BLOCK), tl.float32)
     for start in range(0, num_blocks, BLOCK):
         block = start + tl.arange(0, BLOCK)
         place = block_lse + block[None, :] * num_rows + row[:, None]
         mask = real[:, None] & (block < num_blocks)[None, :]
-        value = tl.load(place, mask=mask, other=_NEVER, cache_modifier=".cg")
+        value = tl.load(place, mask=mask, other=NEVER, cache_modifier=".cg")
         raised = tl.maximum(top, value)
         total = total * exp_below(top, raised) + exp_below(value, raised)
         top = raised
@@ -275,7 +272,7 @@ def _merge_entropy(block_lse, block_entropy, lse, row, real, num_rows, num_block
         block = start + tl.arange(0, BLOCK)
         place = block[None, :] * num_rows + row[:, None]
         mask = real[:, None] & (block < num_blocks)[None, :]
-        value = tl.load(block_lse + place, mask=mask, other=_NEVER, cache_modifier=".cg")
+        value = tl.load(block_lse + place, mask=mask, other=NEVER, cache_modifier=".cg")
         spread = tl.load(block_entropy + place, mask=mask, other=0.0, cache_modifier=".cg")
         share = tl.exp(value - lse[:, None])
         total += tl.where(share == 0, 0.0, share * (spread - (value - lse[:, None])))
@@ -285,13 +282,13 @@ def _merge_entropy(block_lse, block_entropy, lse, row, real, num_rows, num_block
 @triton.jit
 def _best_split(value, row, real, num_rows, splits, finish_r: tl.constexpr, finish_splits: tl.constexpr):
     """(largest value, the lowest split that has it) of each row over a table [splits, num_rows]."""
-    best = tl.full((finish_r, finish_splits), _NEVER, tl.float32)
+    best = tl.full((finish_r, finish_splits), NEVER, tl.float32)
     best_at = tl.zeros((finish_r, finish_splits), tl.int32)
     for start in range(0, splits, finish_splits):
         split = start + tl.arange(0, finish_splits)
         mask = real[:, None] & (split < splits)[None, :]
         place = value + split[None, :] * num_rows + row[:, None]
-        found = tl.load(place, mask=mask, other=_NEVER, cache_modifier=".cg")
+        found = tl.load(place, mask=mask, other=NEVER, cache_modifier=".cg")
         higher = found > best
         best = tl.where(higher, found, best)
         best_at = tl.where(higher, split[None, :], best_at)
@@ -319,7 +316,7 @@ def _finish(
     block = tl.load(record_block + record, mask=real, other=0, cache_modifier=".cg")
     lane = tl.arange(0, BLOCK)
     place = record_logits + record[:, None] * BLOCK + lane[None, :]
-    logits = tl.load(place, mask=real[:, None], other=_NEVER, cache_modifier=".cg")
+    logits = tl.load(place, mask=real[:, None], other=NEVER, cache_modifier=".cg")
 
     noise = token_gumbel(block.to(tl.uint32), position, sequence, draw, key0, key1, finish_r)
     score = logits + tl.where(greedy[:, None], 0.0, noise)
@@ -329,7 +326,7 @@ def _finish(
     tl.store(tokens + row, token, mask=real)
     tl.store(lse + row, row_lse, mask=real)
     if logprob is not None:
-        logit = tl.max(tl.where(lane[None, :] == winner[:, None], logits, _NEVER), axis=1)
+        logit = tl.max(tl.where(lane[None, :] == winner[:, None], logits, NEVER), axis=1)
         tl.store(logprob + row, tl.where(drawn, logit - row_lse, row_lse - row_lse), mask=real)
     if entropy is not None:
         value = _merge_entropy(block_lse, block_entropy, row_lse, row, real, num_rows, num_blocks, finish_r)
@@ -351,12 +348,12 @@ def _rank(
 ):  # fmt: skip
     """Largest probability, its id and its lead over the second from the two largest logits of every split."""
     top, split = _best_split(top_logit, row, real, num_rows, splits, finish_r, finish_splits)
-    second = tl.load(second_logit + split * num_rows + row, mask=real, other=_NEVER, cache_modifier=".cg")
+    second = tl.load(second_logit + split * num_rows + row, mask=real, other=NEVER, cache_modifier=".cg")
     for start in range(0, splits, finish_splits):
         other = start + tl.arange(0, finish_splits)
         mask = real[:, None] & (other < splits)[None, :] & (other[None, :] != split[:, None])
         place = top_logit + other[None, :] * num_rows + row[:, None]
-        found = tl.load(place, mask=mask, other=_NEVER, cache_modifier=".cg")
+        found = tl.load(place, mask=mask, other=NEVER, cache_modifier=".cg")
         second = tl.maximum(second, tl.max(found, axis=1))
     probability = tl.exp(top - row_lse)
     if max_prob is not None:
@@ -416,7 +413,7 @@ def _masses(logits, vocab_size, top, a, b, c, counted: tl.constexpr, block_v: tl
     mass_b, mass_c = mass_a, mass_a
     for start in range(0, vocab_size, block_v):
         ids = start + tl.arange(0, block_v)
-        x = tl.load(logits + ids, mask=ids < vocab_size, other=_NEVER)
+        x = tl.load(logits + ids, mask=ids < vocab_size, other=NEVER)
         rank = _rising(x)
         mass = (ids < vocab_size).to(tl.float32) if counted else tl.exp(x - top)
         mass_a += tl.where(rank >= a, mass, 0.0)
@@ -445,15 +442,15 @@ def _threshold(logits, vocab_size, top, floor, target, counted: tl.constexpr, bl
 def truncate_kernel(logits, stride, vocab_size, top_k, top_p, block_v: tl.constexpr):
     """Put -inf for the logits of one row that top_k, then top_p leave out; a row that cannot be drawn stays."""
     logits += tl.program_id(0).to(tl.int64) * stride
-    highest = tl.full((block_v,), _NEVER, tl.float32)
+    highest = tl.full((block_v,), NEVER, tl.float32)
     bad = tl.zeros((block_v,), tl.int32)
     for start in range(0, vocab_size, block_v):
         ids = start + tl.arange(0, block_v)
-        x = tl.load(logits + ids, mask=ids < vocab_size, other=_NEVER)
+        x = tl.load(logits + ids, mask=ids < vocab_size, other=NEVER)
         highest = tl.maximum(highest, x)
         bad += ((x != x) | (x == float("inf"))).to(tl.int32)
     top = tl.max(highest, axis=0)
-    if (tl.sum(bad, axis=0) == 0) & (top > _NEVER):
+    if tl.sum(bad, axis=0) == 0:
         rank = tl.full((), 0, tl.uint32)  # ranks above are kept, and the first `quota` ids of those at it
         quota = vocab_size.to(tl.float32)
         if top_k is not None:
@@ -471,11 +468,11 @@ def truncate_kernel(logits, stride, vocab_size, top_k, top_p, block_v: tl.conste
         equals = tl.full((), 0, tl.int32)
         for start in range(0, vocab_size, block_v):
             ids = start + tl.arange(0, block_v)
-            x = tl.load(logits + ids, mask=ids < vocab_size, other=_NEVER)
+            x = tl.load(logits + ids, mask=ids < vocab_size, other=NEVER)
             equal = ((_rising(x) == rank) & (ids < vocab_size)).to(tl.int32)
             before = equals + tl.cumsum(equal, axis=0) - equal
             kept = (_rising(x) > rank) | ((equal == 1) & (before.to(tl.float32) < quota))
-            tl.store(logits + ids, _NEVER, mask=(ids < vocab_size) & ~kept)
+            tl.store(logits + ids, NEVER, mask=(ids < vocab_size) & ~kept)
             equals += tl.sum(equal, axis=0)
 
 
