@@ -69,8 +69,8 @@ Matrix matrix_or_none(const char* name, const py::object& t) {
     return t.is_none() ? Matrix{} : matrix(name, t.cast<py::tuple>());
 }
 
-void add_norm(const py::tuple& residual, const py::object& delta, const py::tuple& out, uintptr_t weight, uintptr_t bias,
-              const py::object& gate, const py::object& shift, const py::object& scale,
+void add_norm(const py::tuple& residual, const py::object& delta, const py::tuple& out, uintptr_t weight,
+              uintptr_t bias, const py::object& gate, const py::object& shift, const py::object& scale,
               const std::vector<int64_t>& row_counts, float eps, int threads, const std::string& isa) {
     AddNormCall call{};
     call.residual = matrix("residual", residual);
@@ -91,7 +91,8 @@ void add_norm(const py::tuple& residual, const py::object& delta, const py::tupl
     }
     require(rows == call.residual.rows, "row_counts must sum to the rows of residual");
     for (const Matrix* one : {&call.gate, &call.shift, &call.scale})
-        require(!one->data || (one->rows == call.num_sequences && one->cols == call.residual.cols && one->type == Type::f32),
+        require(!one->data || (one->type == Type::f32 && one->rows == call.num_sequences &&
+                               one->cols == call.residual.cols),
                 "gate, shift and scale must be float32, one row per sequence");
     require(weight, "weight must have an address");
     require(threads > 0, "threads must be positive");
@@ -172,8 +173,8 @@ Heads heads(const char* name, const std::tuple<uintptr_t, int64_t, int64_t>& t) 
 void attention(const std::tuple<uintptr_t, int64_t, int64_t>& query, const std::tuple<uintptr_t, int64_t, int64_t>& key,
                const std::tuple<uintptr_t, int64_t, int64_t>& value, const std::tuple<uintptr_t, int64_t, int64_t>& out,
                const std::string& type, const std::tuple<int64_t, int64_t, int64_t>& shape, float scale,
-               const std::vector<int64_t>& lengths, const std::vector<int64_t>& row_counts, uintptr_t cos, uintptr_t sin,
-               uintptr_t positions, int threads, const std::string& isa) {
+               const std::vector<int64_t>& lengths, const std::vector<int64_t>& row_counts, uintptr_t cos,
+               uintptr_t sin, uintptr_t positions, int threads, const std::string& isa) {
     require(type == "float32" || type == "bfloat16", "type must be float32 or bfloat16, got " + type);
     AttentionCall call{};
     call.type = type == "float32" ? Type::f32 : Type::bf16;
@@ -235,12 +236,12 @@ py::tuple words(uint32_t index, uint32_t position, uint32_t sequence, uint32_t s
 PYBIND11_MODULE(_cpu, m) {
     m.doc() = "CPU kernels of unmask. Addresses and strides come checked from unmask.kernels.";
     m.def("isas", &isas, "Instruction sets this build has and this processor runs, fastest first.");
-    m.def("add_norm", &add_norm, py::kw_only(), py::arg("residual"), py::arg("delta"), py::arg("out"), py::arg("weight"),
-          py::arg("bias"), py::arg("gate"), py::arg("shift"), py::arg("scale"), py::arg("row_counts"), py::arg("eps"),
+    m.def("add_norm", &add_norm, py::kw_only(), py::arg("residual"), py::arg("delta"), py::arg("out"),
+          py::arg("weight"), py::arg("bias"), py::arg("gate"), py::arg("shift"), py::arg("scale"), py::arg("row_counts"), py::arg("eps"),
           py::arg("threads"), py::arg("isa") = "");
     m.def("attention", &attention, py::kw_only(), py::arg("query"), py::arg("key"), py::arg("value"), py::arg("out"),
-          py::arg("type"), py::arg("shape"), py::arg("scale"), py::arg("lengths"), py::arg("row_counts"), py::arg("cos"),
-          py::arg("sin"), py::arg("positions"), py::arg("threads"), py::arg("isa") = "");
+          py::arg("type"), py::arg("shape"), py::arg("scale"), py::arg("lengths"), py::arg("row_counts"),
+          py::arg("cos"), py::arg("sin"), py::arg("positions"), py::arg("threads"), py::arg("isa") = "");
     m.def("sample_head", &sample_head, py::kw_only(), py::arg("logits"), py::arg("allow"), py::arg("keys"),
           py::arg("seed"), py::arg("top_k"), py::arg("top_p"), py::arg("threads"), py::arg("tokens"),
           py::arg("logprob"), py::arg("lse"), py::arg("max_prob"), py::arg("argmax"), py::arg("margin"),

@@ -183,8 +183,10 @@ class Run(Iterator[Sample]):
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
         started = time.perf_counter()
-        yield
-        self._seconds[name] += time.perf_counter() - started
+        try:
+            yield
+        finally:
+            self._seconds[name] += time.perf_counter() - started
 
 
 def drawable(denoiser: Denoiser) -> Tensor:

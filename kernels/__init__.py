@@ -3,6 +3,7 @@
 from unmask.kernels.add_norm import add_norm
 from unmask.kernels.attention import attention
 from unmask.kernels.checks import NonFiniteLogits
+from unmask.kernels.dispatch import UnsupportedImplementation
 from unmask.kernels.divergence import Divergence, divergence
 from unmask.kernels.expected_embedding import expected_embedding
 from unmask.kernels.sample_head import HeadSample, sample_head
@@ -11,6 +12,7 @@ __all__ = [
     "Divergence",
     "HeadSample",
     "NonFiniteLogits",
+    "UnsupportedImplementation",
     "add_norm",
     "attention",
     "divergence",

@@ -2,6 +2,7 @@
 
 import math
 import operator
+from collections.abc import Sequence
 from numbers import Real
 
 import torch
@@ -28,7 +29,9 @@ def check_tensor(
         raise TypeError(f"{name} must be a tensor [{', '.join(shape)}], got {type(tensor).__name__}")
     if tensor.dtype not in dtypes:
         raise TypeError(f"{name} must be {' or '.join(map(short, dtypes))}, got {short(tensor.dtype)}")
-    if tensor.ndim != len(shape) or tensor.layout != torch.strided:
+    if tensor.layout != torch.strided:
+        raise ValueError(f"{name} must be a dense tensor [{', '.join(shape)}], got {tensor.layout}")
+    if tensor.ndim != len(shape):
         raise ValueError(f"{name} must be a dense tensor [{', '.join(shape)}], got shape {list(tensor.shape)}")
     if device is not None and tensor.device != device:
         raise ValueError(f"{name} must be on the device of {beside}, {device}, got {tensor.device}")
@@ -61,8 +64,8 @@ def check_ids(name: str, ids: Tensor | None, hidden: Tensor, shape: str) -> None
 
 
 def check_range(name: str, ids: Tensor | None, limit: int) -> None:
-    """Indices must lie in [0, limit). Not looked at on a device, which would have to be waited for."""
-    if ids is not None and ids.device.type == "cpu" and not ((ids >= 0) & (ids < limit)).all():
+    """Indices must lie in [0, limit). Waits for their device."""
+    if ids is not None and not ((ids >= 0) & (ids < limit)).all():
         bad = int(ids[(ids < 0) | (ids >= limit)][0])
         raise ValueError(f"{name} must be in [0, {limit}), got {bad}")
 
@@ -74,9 +77,7 @@ def check_keys(keys: Tensor, num_rows: int, hidden: Tensor) -> None:
 
 
 def check_key_range(keys: Tensor) -> None:
-    """Not looked at on a device, which would have to be waited for."""
-    if keys.device.type != "cpu":
-        return
+    """Waits for the device of the keys."""
     for column, (name, bits) in enumerate(_KEY_BITS.items()):
         bad = (keys[:, column] >> bits).nonzero()
         if len(bad):
@@ -108,9 +109,7 @@ def split_temperature(
 
 
 def check_temperature_range(temperature: Tensor, zero: bool = True) -> None:
-    """Not looked at on a device, which would have to be waited for."""
-    if temperature.device.type != "cpu":
-        return
+    """Waits for its device."""
     limits = torch.finfo(torch.float32)
     good = (temperature >= limits.tiny) & (temperature <= limits.max)
     good |= zero & (temperature == 0)
@@ -118,6 +117,37 @@ def check_temperature_range(temperature: Tensor, zero: bool = True) -> None:
         row = int((~good).int().argmax())
         allowed = "0 or a positive normal fp32 number" if zero else "a positive normal fp32 number"
         raise ValueError(f"temperature must be {allowed}, got {temperature[row].item()} in row {row}")
+
+
+def check_counts(name: str, counts: Sequence[int], total: int, of: str) -> tuple[int, ...]:
+    """Numbers of rows or tokens of each sequence, which sum to `total`."""
+    try:
+        numbers = tuple(map(operator.index, counts))
+    except TypeError:
+        raise TypeError(f"{name} must be a sequence of integers, got {counts!r}") from None
+    if any(n < 0 for n in numbers) or sum(numbers) != total:
+        raise ValueError(f"{name} must be integers, not negative, that sum to the {total} {of}, got {numbers}")
+    return numbers
+
+
+def check_number(name: str, value: float, low: float = -math.inf) -> float:
+    """A finite number, `low` or more."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
+    if not (math.isfinite(value) and value >= low):
+        raise ValueError(f"{name} must be finite{'' if low == -math.inf else f' and at least {low:g}'}, got {value!r}")
+    return float(value)
+
+
+def check_apart(name: str, tensor: Tensor) -> None:
+    """No two numbers of a tensor that is written to may share their memory."""
+    extent = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1 and stride < extent:
+            raise ValueError(
+                f"{name} must not overlap itself, got shape {list(tensor.shape)}, strides {tensor.stride()}"
+            )
+        extent += stride * (size - 1)
 
 
 def check_top_k(top_k: int | None) -> int | None:
@@ -141,7 +171,7 @@ def check_top_p(top_p: float | None) -> float | None:
         raise TypeError(f"top_p must be a number or None, got {top_p!r} ({type(top_p).__name__})")
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p must satisfy 0 < top_p <= 1, got {top_p!r}")
-    return float(top_p)
+    return max(float(top_p), torch.finfo(torch.float32).tiny)  # kernels compute in fp32, where less would be nothing
 
 
 def bad_row(lse: Tensor, temperature: float | Tensor = 1.0) -> tuple[int, str] | None:

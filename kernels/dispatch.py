@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 
-class UnsupportedImplementation(RuntimeError):
+class UnsupportedImplementation(ValueError):
     """The implementation asked for cannot serve; the message says why and lists what can."""
 
 

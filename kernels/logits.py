@@ -45,13 +45,15 @@ class Logits:
         temperatures: Tensor | None,
         forbid: Tensor | None,
         rows: Tensor | None,
+        check: bool,
     ) -> "Logits":
-        """From an operator's arguments, after the checks that look at values."""
+        """From an operator's arguments, after the checks that look at values; on a GPU, only with `check`."""
         vocab_size = hidden.shape[1] if weight is None else weight.shape[0]
-        checks.check_range("rows", rows, len(hidden))
-        checks.check_range("forbid", forbid, vocab_size)
-        if temperatures is not None:
-            checks.check_temperature_range(temperatures, zero=False)
+        if check or hidden.device.type == "cpu":
+            checks.check_range("rows", rows, len(hidden))
+            checks.check_range("forbid", forbid, vocab_size)
+            if temperatures is not None:
+                checks.check_temperature_range(temperatures, zero=False)
         offset = checks.merge_offset(bias, forbid, vocab_size, hidden)
         return cls(hidden, weight, offset, temperature if temperatures is None else temperatures, rows)
 

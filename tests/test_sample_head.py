@@ -201,6 +201,19 @@ def test_ties_at_the_threshold_are_kept_from_the_lowest_id_on(impl):
 
 
 @each_implementation
+@pytest.mark.parametrize("vocab_size", [5_000, 130_000])
+def test_many_ties_are_counted(impl, vocab_size):
+    """All ids but one are tied at the threshold; the log-sum-exp tells how many of them were kept."""
+    logits = torch.full((1, vocab_size), -1.0)
+    logits[0, vocab_size // 2] = 0
+    for top_p in (0.3, 0.5, 0.9):
+        found = sample_head(logits, None, keys=keys(1), seed=0, top_p=top_p, want=("lse",), impl=impl)
+        kept = (found.lse.double().exp() - 1) / math.exp(-1)
+        exact = math.ceil((top_p * (1 + (vocab_size - 1) * math.exp(-1)) - 1) / math.exp(-1))
+        assert abs(kept.item() - exact) < 1 + 3e-6 * vocab_size, f"{kept.item():.1f} ids kept at {top_p}, exact {exact}"
+
+
+@each_implementation
 @pytest.mark.parametrize("limits", [{}, {"top_k": 7}, {"top_p": 0.5}], ids=str)
 def test_everything_wanted_against_fp64(impl, limits):
     hidden, weight, bias = normal(12, 40, scale=0.7), normal(700, 40, seed=1, scale=0.4), normal(700, seed=2)

@@ -1,5 +1,5 @@
-// Residual add, layer norm, modulation and rounding in one pass. Compiled once per instruction set; UNMASK_ISA names it.
-// A row's sums run over sixteen lanes by column, then a fixed tree: they do not depend on other rows or on threads.
+// Residual add, layer norm, modulation and rounding in one pass. Compiled once per instruction set, which UNMASK_ISA
+// names. A row's sums run over sixteen lanes by column, then a fixed tree: they do not depend on other rows or on threads.
 #include "add_norm.h"
 
 #include <math.h>

@@ -60,6 +60,7 @@ using Bf16Items = Single;
 #endif
 
 inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 template <class To, class From>
 inline void copy_row(To* to, const From* from, int64_t n) {
@@ -91,7 +92,7 @@ class Attention {
         int64_t token = 0, row = 0;
         for (int64_t s = 0; s < call.num_sequences; ++s) {
             for (int64_t first = 0; first < call.row_counts[s]; first += kQueries)
-                chunks_.push_back({token, call.lengths[s], row, first, std::min<int64_t>(kQueries, call.row_counts[s] - first)});
+                chunks_.push_back({token, call.lengths[s], row, first, smaller(kQueries, call.row_counts[s] - first)});
             token += call.lengths[s];
             row += call.row_counts[s];
         }
@@ -100,7 +101,7 @@ class Attention {
     void run() {
         const int64_t units = static_cast<int64_t>(chunks_.size()) * call_.num_heads;
         if (units == 0) return;
-        const int threads = static_cast<int>(std::min<int64_t>(call_.threads, units));
+        const int threads = static_cast<int>(smaller(call_.threads, units));
         const size_t bytes = Scratch::padded(Local::bytes(items_, stride_));
         Scratch scratch(threads * bytes);
         char* memory = scratch.take<char>(threads * bytes);
@@ -119,11 +120,13 @@ class Attention {
 
     // A thread's memory.
     struct Local {
-        Number *query, *key, *value, *turn;  // [kQueries, items], [items, kKeys], [kKeys / columns, stride], [kWidth, items]
-        float *weighted, *top, *total;       // [kQueries, stride], [kQueries], [kQueries]
+        Number *query, *key;            // [kQueries, items], [items, kKeys]
+        Number *value, *turn;           // [kKeys / columns, stride], [kWidth, items]
+        float *weighted, *top, *total;  // [kQueries, stride], [kQueries], [kQueries]
 
         static size_t numbers(int64_t items, int64_t stride) {
-            return (kQueries * items + items * kKeys + kWidth * round_up(items, kWidth)) * Items::kColumns + kKeys * stride;
+            const size_t turn = kWidth * round_up(items, kWidth);
+            return (kQueries * items + items * kKeys + turn) * Items::kColumns + kKeys * stride;
         }
         static size_t bytes(int64_t items, int64_t stride) {
             return numbers(items, stride) * sizeof(Number) + (kQueries * stride + 2 * kQueries) * sizeof(float) + 64;
@@ -159,11 +162,11 @@ class Attention {
         }
         std::fill(local.weighted, local.weighted + chunk.num_queries * stride_, 0.0f);
         for (int64_t first = 0; first < chunk.num_keys; first += kKeys) {
-            const int64_t count = std::min<int64_t>(kKeys, chunk.num_keys - first);
+            const int64_t count = smaller(kKeys, chunk.num_keys - first);
             pack_keys(chunk.token + first, first, count, group, local);
             pack_values(chunk.token + first, count, group, local);
             for (int64_t row = 0; row < chunk.num_queries; row += kRowTile)
-                meet(local, row, std::min<int64_t>(kRowTile, chunk.num_queries - row), count);
+                meet(local, row, smaller(kRowTile, chunk.num_queries - row), count);
         }
         for (int64_t i = 0; i < chunk.num_queries; ++i) finish(chunk.row + chunk.first + i, head, local, i);
     }
@@ -181,7 +184,8 @@ class Attention {
             }
             for (int64_t item = 0; item < items_; item += kWidth)
                 transpose(reinterpret_cast<const float*>(local.turn) + item, width,
-                          reinterpret_cast<float*>(local.key) + item * kKeys + key, kKeys, std::min<int64_t>(kWidth, items_ - item));
+                          reinterpret_cast<float*>(local.key) + item * kKeys + key, kKeys,
+                          smaller(kWidth, items_ - item));
         }
     }
 
@@ -203,7 +207,7 @@ class Attention {
         alignas(64) Number shares[kRowTile][kKeys];
         const Number* query[kRowTile];
         for (int64_t r = 0; r < kRowTile; ++r)
-            query[r] = local.query + (row + std::min(r, rows - 1)) * items_ * Items::kColumns;
+            query[r] = local.query + (row + smaller(r, rows - 1)) * items_ * Items::kColumns;
         const int64_t wide = round_up(count, kCols);
         for (int64_t key = 0; key < wide; key += kCols) {
             Vec acc[kRowTile][4] = {};
@@ -220,7 +224,7 @@ class Attention {
             local.total[row + r] = local.total[row + r] * shrink[r] + share(scores[r], top, wide, shares[r]);
         }
         const Number* weights[kRowTile];
-        for (int64_t r = 0; r < kRowTile; ++r) weights[r] = shares[std::min(r, rows - 1)];
+        for (int64_t r = 0; r < kRowTile; ++r) weights[r] = shares[smaller(r, rows - 1)];
         for (int64_t col = 0; col < stride_; col += kCols) {
             Vec acc[kRowTile][4];
             float* to = local.weighted + row * stride_ + col;
@@ -235,8 +239,8 @@ class Attention {
     }
 
     // acc[r] += sum over items i of rows[r][i] * columns[i], kCols columns wide.
-    static void product(Vec (&acc)[kRowTile][4], const Number* const (&rows)[kRowTile], const Number* columns, int64_t stride,
-                        int64_t num_items) {
+    static void product(Vec (&acc)[kRowTile][4], const Number* const (&rows)[kRowTile], const Number* columns,
+                        int64_t stride, int64_t num_items) {
         for (int64_t item = 0; item < num_items; ++item, columns += stride) {
             typename Items::Lanes lanes[4];
             for (int j = 0; j < 4; ++j) lanes[j] = Items::load(columns + j * kWidth * Items::kColumns);

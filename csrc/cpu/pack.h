@@ -24,7 +24,8 @@ inline T narrow_to(float x) {
 inline void store(float* p, Vec v) { __builtin_memcpy(p, &v, sizeof v); }
 
 #if defined(__AVX512F__)
-// out[i * out_stride + j] = in[j * in_stride + i] for kWidth x kWidth items of 32 bits; rows i >= num_rows are not written.
+// out[i * out_stride + j] = in[j * in_stride + i] for kWidth x kWidth items of 32 bits; only the first num_rows rows of
+// out are written.
 inline void transpose(const float* in, int64_t in_stride, float* out, int64_t out_stride, int64_t num_rows) {
     __m512i r[16], t[16];
     for (int i = 0; i < 16; ++i) r[i] = _mm512_loadu_si512(in + i * in_stride);

@@ -90,7 +90,7 @@ class Race {
     Race(const HeadCall& call, int64_t most_rows, int threads)
         : call_(call), law_(call.logits), blocks_(num_blocks(call.logits)),
           stride_(round_up(blocks_, kLanes)), row_bytes_(blocks_ * kBlock * sizeof(float)),
-          chunk_(larger(1, smaller(smaller(most_rows, law_.chunk()), truncates() ? kWorkspace * threads / call.threads / row_bytes_ : kMaxChunk))),
+          chunk_(larger(1, smaller(smaller(most_rows, law_.chunk()), most_chunk(threads)))),
           threads_(static_cast<int>(smaller(threads, blocks_))), scratch_(bytes()) {
         law_.allocate(scratch_, threads_);
         gumbel_ = scratch_.take<float>(chunk_ * stride_);
@@ -132,6 +132,10 @@ class Race {
     float* tiles_ = nullptr;                                         // [threads, chunk, kBlock]
     float* logits_ = nullptr;                                        // [chunk, blocks, kBlock], to be truncated
     std::vector<Truncation> truncations_;                            // one per thread
+
+    int64_t most_chunk(int threads) const {
+        return truncates() ? kWorkspace * threads / call_.threads / row_bytes_ : kMaxChunk;
+    }
 
     size_t bytes() const {
         const size_t table = Scratch::padded(chunk_ * stride_ * sizeof(float)), shared = threads_ * chunk_;

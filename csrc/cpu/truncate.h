@@ -50,7 +50,7 @@ class Truncation {
     float* const mass_;                  // [blocks, kBlock]
     float largest_ = 0;
 
-    // The weight of all ids with logits above the threshold. Grows as the threshold falls: the order of additions is fixed.
+    // The weight of all ids with logits above the threshold, added in a fixed order: it grows as the threshold falls.
     template <class Weight>
     float above(const float* logits, Weight weight, float threshold) {
         for (int64_t b = 0; b < blocks_; ++b) {
@@ -81,7 +81,8 @@ class Truncation {
                 low = middle + 1;
         }
         const float threshold = unordered(low);
-        float before = above(logits, weight, threshold);
+        const float missing = target - above(logits, weight, threshold);
+        int64_t quota = -1;  // of the ids at the threshold, which all weigh the same: added up they would round and round
         for (int64_t b = 0; b < blocks_; ++b) {
             float* block = logits + b * kBlock;
             int equals = 0;
@@ -90,8 +91,9 @@ class Truncation {
             for (int i = 0; equals > 0; ++i)
                 if (block[i] == threshold) {
                     --equals;
-                    if (before < target || before == 0)
-                        before += weight(b * kBlock + i);
+                    if (quota < 0) quota = larger(1, static_cast<int64_t>(__builtin_ceilf(missing / weight(b * kBlock + i))));
+                    if (quota > 0)
+                        --quota;
                     else
                         block[i] = -kInfinity;
                 }

@@ -67,6 +67,9 @@ def add_norm(
     for name, x in rows.items():
         if x is not None and x.shape[1] > 1 and x.stride(1) != 1:
             raise ValueError(f"{name} must have contiguous columns, got strides {x.stride()}")
+    for name in ("residual", "out"):
+        checks.check_apart(name, rows[name])
+    eps = checks.check_number("eps", eps, low=0)
     call = AddNormCall(residual, delta, weight, bias, gate, shift, scale, row_counts, eps, out)
     run = OPERATOR.pick(impl, call).run
     if residual.numel():
@@ -84,10 +87,7 @@ def _check_vectors(
         return None
     if row_counts is None:
         raise ValueError(f"row_counts must be given with {' and '.join(given)}, got None")
-    row_counts = tuple(row_counts)
-    if any(not isinstance(n, int) or n < 0 for n in row_counts) or sum(row_counts) != len(residual):
-        right = f"integers, not negative, that sum to the {len(residual)} rows of residual"
-        raise ValueError(f"row_counts must be {right}, got {row_counts}")
+    row_counts = checks.check_counts("row_counts", row_counts, len(residual), "rows of residual")
     for name, x in given.items():
         checks.check_tensor(name, x, ("B", "D"), (torch.float32,), residual.device)
         if x.shape != (len(row_counts), residual.shape[1]):

@@ -83,7 +83,7 @@ def _answer(
     impl: str | None,
 ) -> Tensor:
     """The checks that look at values, the pick and the run: one opaque operator to torch.compile."""
-    logits = Logits.of(hidden, weight, bias, temperature, temperatures, forbid, rows)
+    logits = Logits.of(hidden, weight, bias, temperature, temperatures, forbid, rows, check)
     call = EmbeddingCall(logits, table)
     run = OPERATOR.pick(impl, call).run
     if logits.num_rows == 0:

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from unmask.kernels.logits import accumulator
+
 EXTRAS = "logprob", "lse", "max_prob", "argmax", "margin", "entropy"
 
 
@@ -55,8 +57,7 @@ class HeadCall:
     @property
     def dtype(self) -> torch.dtype:
         """Of the logits and of every floating-point output."""
-        exact = torch.float64 in (self.hidden.dtype, None if self.weight is None else self.weight.dtype)
-        return torch.float64 if exact else torch.float32
+        return accumulator({"hidden": self.hidden, "weight": self.weight, "bias": self.offset})
 
     def empty(self) -> HeadSample:
         """Uninitialised tensors [R] for every field."""

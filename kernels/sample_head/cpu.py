@@ -7,7 +7,7 @@ from unmask.kernels.sample_head.call import HeadCall, HeadSample
 
 
 def refuses(call: HeadCall) -> str | None:
-    return extension.refuses({"hidden": call.hidden, "weight": call.weight})
+    return extension.refuses({"hidden": call.hidden, "weight": call.weight, "bias": call.offset})
 
 
 def sample_head(call: HeadCall) -> HeadSample:

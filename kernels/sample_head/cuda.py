@@ -52,6 +52,8 @@ def unserved(call: HeadCall, max_rows: int) -> str | None:
         row, column = tensor.stride()
         if tensor.data_ptr() % 16 or (len(tensor) > 1 and row % 8) or (tensor.shape[1] > 1 and column != 1):
             return f"needs {name} with every row contiguous and on 16 bytes, got strides {(row, column)}"
+    if call.offset is not None and call.offset.dtype == torch.float64:
+        return "needs bias narrower than float64"
     if call.top_k is not None or call.top_p is not None:
         return "serves no top_k and no top_p"
     if call.num_rows > max_rows:

@@ -17,4 +17,6 @@ def refuses(call: HeadCall) -> str | None:
         return f"needs hidden in float32, bfloat16 or float16, got {short(call.hidden.dtype)}"
     if call.weight is not None and call.weight.dtype != call.hidden.dtype:
         return f"needs weight in the dtype of hidden, {short(call.hidden.dtype)}, got {short(call.weight.dtype)}"
+    if call.offset is not None and call.offset.dtype == torch.float64:
+        return "needs bias narrower than float64"
     return None
