@@ -177,7 +177,8 @@ def test_every_policy_has_its_law(policy, contradictory, fits):
     fits(histogram(contradictory.values(tokens), contradictory), expected)
 
 
-@pytest.mark.parametrize("impl", [line.implementation for line in OPERATOR.explain() if line.usable])
+# Triton's interpreter, there on request only, would take an hour; its tokens are compared with the specification's.
+@pytest.mark.parametrize("impl", [x.name for x in OPERATOR.implementations if x.status()[0] and not x.on_request()])
 def test_every_implementation_of_the_head_has_the_law(impl, contradictory, fits):
     """Reveal times and tokens come from one generator: an implementation whose streams overlapped would show here."""
     tokens = draw(sampler_of(contradictory, FirstHitting(), impl=impl), 4, seed=13)

@@ -62,9 +62,9 @@ def divergence(
     is fp64.
 
     A row's bits do not depend on the other rows in the implementations "triton" and "cpu". Memory beyond inputs and
-    outputs stays below 64 MB on a GPU and 16 MB on a CPU (200,000 ids, 16 threads). Raises NonFiniteLogits for the first
-    bad row, those of hidden_a first (a logit is NaN or +inf, or no id is possible), TypeError or ValueError naming a bad
-    argument, UnsupportedImplementation.
+    outputs stays below 64 MB on a GPU and 16 MB on a CPU (200,000 ids, 16 threads). Raises NonFiniteLogits for the
+    first bad row, those of hidden_a first (a logit is NaN or +inf, or no id is possible), TypeError or ValueError
+    naming a bad argument, UnsupportedImplementation.
 
     >>> light, heavy, hidden = torch.randn(100, 8), torch.randn(100, 16), torch.zeros(5, 16)
     >>> divergence(hidden[:, :8], (light, None), hidden, (heavy, None)).kl
