@@ -19,6 +19,7 @@ import torch
 from test_sample_head import bitmap, keys, normal, race_gap
 
 from unmask.kernels import sample_head
+from unmask.kernels.logits import Logits
 from unmask.kernels.sample_head import cuda, reference
 from unmask.kernels.sample_head.call import EXTRAS, HeadCall
 
@@ -149,11 +150,13 @@ def generator(seed):
 
 
 def tempered(call):
-    """The logits of a call as the reference computes them."""
-    logits = torch.empty(call.num_rows, call.vocab_size)
-    reference._score(logits, call, torch.arange(call.num_rows))
-    temperature = torch.as_tensor(call.temperature).expand(call.num_rows)[:, None]
-    return logits / torch.where(temperature > 0, temperature, 1), temperature[:, 0]
+    """The logits of a call as the reference computes them, and the temperatures."""
+    temperature = torch.as_tensor(call.temperature, dtype=torch.float32).expand(call.num_rows)
+    divisor = torch.where(temperature > 0, temperature, 1)
+    logits = Logits(call.hidden, call.weight, call.offset, divisor, call.rows).compute(slice(None), call.dtype)
+    if call.allow is not None:
+        reference._disallow(logits, call.allow)
+    return logits, temperature
 
 
 def check_against_reference(run, call, **schedule):
@@ -197,6 +200,7 @@ def test_vocabularies(run, vocab_size):
 def test_only_what_is_wanted(run, want):
     weight, bare = normal(600, 24, seed=1).bfloat16(), {"offset": None, "allow": None, "rows": None, "out": None}
     plain = full_call(9, 600, 24, want=want, weight=weight, temperature=0.8, **bare)
+    plain = replace(plain, hidden=plain.hidden[:9])
     everything = run(replace(plain, want=EXTRAS))
     found = check_against_reference(run, plain)
     for name in {"tokens", "lse"} | set(want):
