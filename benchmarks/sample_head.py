@@ -41,7 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
         sys.exit("--device cuda: torch sees no GPU here")
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
-    report = Report(sys.argv if arguments is None else ["benchmarks.sample_head", *arguments], describe(device))
+    command = "python", "-m", "benchmarks.sample_head", *(sys.argv[1:] if arguments is None else arguments)
+    report = Report(list(command), describe(device))
     console = Console(stderr=True)
     console.width = max(console.width, _WIDTH)
     try:
