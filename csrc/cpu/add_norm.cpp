@@ -73,10 +73,7 @@ void norm_row(const AddNormCall& call, int64_t row, int64_t sequence) {
 
 }  // namespace
 
-#define UNMASK_JOIN(a, b) a##b
-#define UNMASK_NAME(isa) UNMASK_JOIN(add_norm_, isa)
-
-void UNMASK_NAME(UNMASK_ISA)(const AddNormCall& call) {
+void UNMASK_KERNEL(add_norm)(const AddNormCall& call) {
     parallel_for(call.threads, (call.residual.rows + kRows - 1) / kRows, [&](int64_t unit, int) {
         const int64_t first = unit * kRows;
         int64_t sequence = 0, end = call.row_counts[0];  // of the row's sequence

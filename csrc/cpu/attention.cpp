@@ -59,9 +59,6 @@ using Bf16Items = Double;
 using Bf16Items = Single;
 #endif
 
-inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
 template <class To, class From>
 inline void copy_row(To* to, const From* from, int64_t n) {
     if constexpr (sizeof(To) == sizeof(From))
@@ -275,10 +272,7 @@ class Attention {
 
 }  // namespace
 
-#define UNMASK_JOIN(a, b) a##b
-#define UNMASK_NAME(isa) UNMASK_JOIN(attention_, isa)
-
-void UNMASK_NAME(UNMASK_ISA)(const AttentionCall& call) {
+void UNMASK_KERNEL(attention)(const AttentionCall& call) {
     if (call.type == Type::f32) return Attention<Single, float>(call).run();
     return Attention<Bf16Items, bf16>(call).run();
 }

@@ -15,10 +15,6 @@ namespace {
 constexpr int kBlock = kNoiseBlock;
 constexpr int kMaxChunk = 128;  // rows
 
-inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-
 template <class T>
 inline const T* at(const Matrix& m, int64_t row, int64_t col = 0) {
     return static_cast<const T*>(m.data) + row * m.row_stride + col * m.col_stride;
@@ -197,9 +193,5 @@ inline std::unique_ptr<Logits> make_logits(const Head& head) {
 }
 
 }  // namespace
-
-#define UNMASK_JOIN(a, b) a##_##b
-#define UNMASK_EXPAND(a, b) UNMASK_JOIN(a, b)
-#define UNMASK_KERNEL(operator) UNMASK_EXPAND(operator, UNMASK_ISA)  // its name in this compilation
 
 }  // namespace unmask

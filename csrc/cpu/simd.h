@@ -13,8 +13,16 @@
 #pragma GCC diagnostic pop
 #endif
 
+#define UNMASK_JOIN(a, b) a##_##b
+#define UNMASK_EXPAND(a, b) UNMASK_JOIN(a, b)
+#define UNMASK_KERNEL(operator) UNMASK_EXPAND(operator, UNMASK_ISA)  // its name in this compilation
+
 namespace unmask {
 namespace {
+
+inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 struct bf16 {
     uint16_t bits;

@@ -10,8 +10,8 @@ from torch import Tensor
 class Linear(NamedTuple):
     """x @ weight.T + bias into a buffer. weight [out, in], bias [out] or None, in the dtype of x.
 
-    On a CPU oneDNN does it for fp32 too: torch.mm would ask MKL, which leaves AVX-512 unused on processors that are not
-    Intel's. oneDNN makes its own result, copied here; plain torch is used where it does not serve the dtype.
+    On a CPU oneDNN does it for fp32 too, where torch.mm would ask MKL, which has but general code for processors that
+    are not Intel's. oneDNN makes its own result, copied here; plain torch is used where it does not serve the dtype.
     """
 
     weight: Tensor
