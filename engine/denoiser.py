@@ -13,6 +13,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from unmask.kernels import Offsets
 from unmask.workspace import Workspace
 
 
@@ -76,39 +77,52 @@ class Batch:
 
     tokens: int64 [T]. lengths: of each sequence, summing to T. rows: int64 [R], flat indices into `tokens` of the
     positions to predict, ascending, grouped by sequence. row_counts: rows of each sequence, summing to R.
-    mask_rate: float32 [B] in (0, 1], read by time-conditioned denoisers only.
+    mask_rate: float32 [B] in (0, 1], read by time-conditioned denoisers only. row_positions: int64 [R], where each of
+    `rows` stands in its own sequence; derived when left out.
+
+    A denoiser that is `capturable` may get `Offsets` for lengths and row_counts, whose values only the device knows:
+    T and R are then places for tokens and rows, the last of which may be unused. Unused tokens belong to no sequence;
+    unused rows are 0, and nobody looks at what is predicted there.
     """
 
     tokens: Tensor
-    lengths: tuple[int, ...]
+    lengths: tuple[int, ...] | Offsets
     rows: Tensor
-    row_counts: tuple[int, ...]
+    row_counts: tuple[int, ...] | Offsets
     mask_rate: Tensor
+    row_positions: Tensor | None = None
 
     def __post_init__(self):
-        num = len(self.lengths)
-        if len(self.row_counts) != num or self.mask_rate.shape != (num,):
+        num, num_counted = (
+            len(x.starts) - 1 if isinstance(x, Offsets) else len(x) for x in (self.lengths, self.row_counts)
+        )
+        if num_counted != num or self.mask_rate.shape != (num,):
             raise ValueError(
                 f"lengths, row_counts and mask_rate must describe the same sequences, got {num}, "
-                f"{len(self.row_counts)} and shape {list(self.mask_rate.shape)}"
+                f"{num_counted} and shape {list(self.mask_rate.shape)}"
             )
         for name, flat, sizes in (("tokens", self.tokens, self.lengths), ("rows", self.rows, self.row_counts)):
-            if flat.dtype != torch.int64 or flat.shape != (sum(sizes),):
-                raise ValueError(f"{name} must be int64 [{sum(sizes)}], got {flat.dtype} {list(flat.shape)}")
+            total = flat.numel() if isinstance(sizes, Offsets) else sum(sizes)
+            if flat.dtype != torch.int64 or flat.shape != (total,):
+                raise ValueError(f"{name} must be int64 [{total}], got {flat.dtype} {list(flat.shape)}")
+        if self.row_positions is None:
+            if isinstance(self.lengths, Offsets) or isinstance(self.row_counts, Offsets):
+                raise ValueError("row_positions must be given where only the device knows lengths, got None")
+            object.__setattr__(self, "row_positions", self.rows - self._first_rows())
+
+    @property
+    def longest(self) -> int:
+        """No sequence has more tokens."""
+        return self.lengths.longest if isinstance(self.lengths, Offsets) else max(self.lengths, default=0)
 
     @cached_property
     def token_spans(self) -> list[Span]:
         """Runs in which every position is queried."""
         return spans(self.lengths, self.lengths)
 
-    @cached_property
-    def row_positions(self) -> Tensor:
-        """int64 [R]: where each of `rows` stands in its own sequence."""
-        return self.rows - self._first_rows()
-
     def shifted_rows(self) -> Tensor:
         """int64 [R]: the hidden row that predicts each of `rows` when a model's `shift` is set (see `DenoiserSpec`)."""
-        return torch.maximum(self.rows - 1, self._first_rows())
+        return self.rows - (self.row_positions > 0).long()
 
     def _first_rows(self) -> Tensor:
         """int64 [R]: the first position of the sequence that each of `rows` belongs to."""
@@ -154,6 +168,7 @@ class Denoiser(ABC):
     tokenizer: Tokenizer | None
     name: str
     device: torch.device = torch.device("cpu")
+    capturable: bool = False  # `hidden` takes `Offsets` and never waits for the device: CUDA graphs can replay it
 
     @abstractmethod
     def buffers(self, max_tokens: int, max_rows: int, max_batch: int) -> dict[str, tuple[int, torch.dtype]]:

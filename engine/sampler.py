@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
 
+from unmask import memory
 from unmask.choose import Categorical
 from unmask.cost import Meter
 from unmask.denoiser import Denoiser, check_compatible
@@ -15,11 +17,10 @@ from unmask.plan import Plan
 from unmask.progress import Progress
 from unmask.prompt import Prompt, Templates, check_count
 from unmask.reveal import Ancestral, Reveal
-from unmask.run import Run, requirements, state_bytes
+from unmask.run import Run, buffer_bytes
 from unmask.samples import Samples
 from unmask.schedule import Schedule
-from unmask.timeline import Events, Tick, Timeline, events
-from unmask.workspace import Workspace
+from unmask.timeline import Events, Limits, Tick, Timeline, events
 
 # Sequences are planned together up to this many positions, to share the cost of the array operations.
 PLANNED_POSITIONS = 1 << 14
@@ -43,6 +44,7 @@ class Sampler:
     max_batch: sequences of one network call. max_resident: sequences in progress at once, 16 times `max_batch` unless
         given; more of them fill ticks better and cost only their tokens.
     impl: implementation of the head, see `unmask info`; None picks the fastest.
+    graphs: replay ticks as CUDA graphs; None: on a GPU, for the models that allow it. The bits are the same without.
 
     A sample depends on the seed, its index, the weights, the policies and the dtype, and on nothing else.
     """
@@ -57,6 +59,7 @@ class Sampler:
         max_batch: int = 16,
         max_resident: int | None = None,
         impl: str | None = None,
+        graphs: bool | None = None,
     ) -> None:
         if not isinstance(models, (Denoiser, Mapping)):
             raise TypeError(f"models must be a denoiser or a dictionary of them by name, got {type(models).__name__}")
@@ -74,7 +77,7 @@ class Sampler:
         self.schedule = self._parse_schedule(schedule)
         self.reveal = Ancestral(1000) if reveal is None else reveal
         self.choose = Categorical() if choose is None else choose
-        self.max_batch, self.max_resident, self.impl = max_batch, max_resident or 16 * max_batch, impl
+        self.max_batch, self.max_resident, self.impl, self.graphs = max_batch, max_resident, impl, graphs
         first = next(iter(self.models.values()))
         tokenizers = (model.tokenizer for model in self.models.values())
         tokenizer = next((tokenizer for tokenizer in tokenizers if tokenizer is not None), None)
@@ -121,7 +124,6 @@ class Sampler:
         meter = Meter(self.models)
         for tick in timeline:
             meter.add(tick)
-        space = requirements(list(self.models.values()), timeline)
         return Plan(
             num_samples=int(num_samples),
             num_tokens=self._num_masked(requests),
@@ -130,7 +132,7 @@ class Sampler:
             num_ticks=timeline.stats.num_ticks,
             occupancy=timeline.stats.occupancy,
             cost=meter.cost,
-            peak_bytes=Workspace(space, "meta").nbytes + state_bytes(timeline),
+            peak_bytes=buffer_bytes(list(self.models.values()), timeline.limits) + timeline.nbytes,
         )
 
     def sample(
@@ -153,6 +155,7 @@ class Sampler:
         Raises:
             ValueError, TypeError: an argument is out of range; nothing has run then.
             NonFiniteLogits: a network gave NaN or +∞; names sequence and position.
+            MemoryError: the run does not fit; says how much it needs and which `max_batch` would fit.
         """
         view = progress if isinstance(progress, Progress) else Progress.on_stderr() if progress else Progress()
         requests = self._requests(num_samples, length, prompt, suffix)
@@ -206,6 +209,8 @@ class Sampler:
         num_samples: int | None,
         on_tick: Callable[[Run, Tick], object] | None,
     ) -> Run:
+        limits, models = partial(self._limits, length, num_samples), list(self.models.values())
+        memory.check(models[0].device, self.max_batch, lambda max_batch: buffer_bytes(models, limits(max_batch)))
         timeline = self._timeline(requests, length, seed, num_samples)
         return Run(
             self.models,
@@ -214,6 +219,7 @@ class Sampler:
             choose=self.choose,
             tokenizer=self.tokenizer,
             impl=self.impl,
+            graphs=self.graphs,
             on_tick=on_tick,
         )
 
@@ -225,13 +231,15 @@ class Sampler:
         num_samples: int | None,
     ) -> Timeline:
         source = self._source(iter(requests), check_seed(seed))
-        return Timeline(
-            source,
-            num_models=len(self.models),
-            max_batch=self.max_batch,
-            max_resident=self.max_resident if num_samples is None else min(self.max_resident, int(num_samples)),
-            max_length=self._templates.max_length if length is None else int(np.max(length)),
-        )
+        limits = self._limits(length, num_samples, self.max_batch)
+        return Timeline(source, num_models=len(self.models), **limits._asdict())
+
+    def _limits(self, length: int | Sequence[int] | None, num_samples: int | None, max_batch: int) -> Limits:
+        max_resident = self.max_resident or 16 * max_batch
+        if num_samples is not None:
+            max_resident = min(max_resident, int(num_samples))
+        max_length = self._templates.max_length if length is None else int(np.max(length))
+        return Limits(max_batch, max_resident, max_length)
 
     def _source(self, requests: Iterator[tuple[np.ndarray, int]], seed: int) -> Iterator[Planned]:
         """Reveal plans, drawn as the timeline asks for them, a chunk of sequences with one template at a time."""

@@ -6,6 +6,7 @@ state is its tokens, so any resident sequence may be in any tick; which ones are
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -53,13 +54,39 @@ class Tick:
     admitted: tuple[tuple[np.ndarray, Events, np.ndarray], ...]
 
 
-@dataclass
-class Packing:
-    """What a timeline has handed out so far, per model and in total."""
+class Limits(NamedTuple):
+    """What no tick of a run exceeds: sequences of a network call, sequences in progress, tokens of a sequence."""
 
     max_batch: int
-    model_ticks: list[int] = field(default_factory=list)
-    model_events: list[int] = field(default_factory=list)
+    max_resident: int
+    max_length: int
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences that can meet in a network call."""
+        return min(self.max_batch, self.max_resident)
+
+    @property
+    def num_tokens(self) -> int:
+        """Of a network call."""
+        return self.num_sequences * self.max_length
+
+
+@dataclass
+class Packing:
+    """How many ticks there were so far and how full, per model and in total."""
+
+    max_batch: int
+    num_models: int
+    model_ticks: list[int] = field(init=False)
+    model_events: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.model_ticks, self.model_events = ([0] * self.num_models for _ in range(2))
+
+    def add(self, tick: Tick) -> None:
+        self.model_ticks[tick.model] += 1
+        self.model_events[tick.model] += len(tick.slots)
 
     @property
     def num_ticks(self) -> int:
@@ -146,7 +173,7 @@ class Timeline:
         _check_positive(num_models=num_models, max_batch=max_batch, max_resident=max_resident, max_length=max_length)
         self.num_models, self.max_batch, self.max_length = num_models, max_batch, max_length
         self.max_resident = max_resident
-        self.stats = Packing(max_batch, [0] * num_models, [0] * num_models)
+        self.stats = Packing(max_batch, num_models)
         self._source, self._chunk, self._taken = iter(source), None, 0
 
         # Per slot: its sequence, and a cursor to the first row of its next event.
@@ -162,6 +189,10 @@ class Timeline:
         self._mask_rate = np.empty(rows, np.float32)
         self._model = np.empty(rows, np.int8)
         self._left = np.empty(rows, np.int64)
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.max_batch, self.max_resident, self.max_length)
 
     @property
     def nbytes(self) -> int:
@@ -241,8 +272,7 @@ class Timeline:
         self._cursor[slots] = stop
         upcoming = self._model.ravel()[np.where(finished, first, first + counts)]
         self._next_model[slots] = np.where(finished, FREE, upcoming)
-        self.stats.model_ticks[model] += 1
-        self.stats.model_events[model] += len(slots)
+        self.stats.add(tick)
         return tick
 
     def _choose(self) -> np.ndarray:

@@ -28,7 +28,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from unmask.denoiser import Batch, Denoiser, DenoiserSpec, Flops, Head
-from unmask.kernels import add_norm, attention
+from unmask.kernels import Offsets, add_norm, attention
 from unmask.models.linear import Linear
 from unmask.workspace import Workspace
 
@@ -162,6 +162,8 @@ class DiT(Denoiser):
     On a CPU, oneDNN makes each product in memory of its own before it is copied.
     """
 
+    capturable = True
+
     def __init__(
         self,
         spec: DenoiserSpec,
@@ -249,8 +251,8 @@ class DiT(Denoiser):
     @torch.no_grad()
     def hidden(self, batch: Batch, workspace: Workspace) -> Tensor:
         """Rows [R, D] in `dtype`, a view into the workspace that stays valid until the next call."""
-        if max(batch.lengths, default=0) > self.spec.max_length:
-            raise ValueError(f"sequences must have at most {self.spec.max_length} tokens, got {max(batch.lengths)}")
+        if batch.longest > self.spec.max_length:
+            raise ValueError(f"sequences must have at most {self.spec.max_length} tokens, got {batch.longest}")
         return _Call(self, batch, workspace).hidden()
 
     def flops(self, length: int, num_rows: int) -> Flops:
@@ -335,7 +337,7 @@ class _Call:
         residual: Tensor,
         attended: Tensor,
         scratch: Tensor,
-        counts: tuple[int, ...],
+        counts: tuple[int, ...] | Offsets,
     ) -> tuple[Tensor, Tensor | None]:
         """What follows attention, for any set of rows: the MLP's delta and its gate, yet to be added to the residual.
         `attended` becomes the delta, `scratch` is overwritten."""
@@ -347,7 +349,7 @@ class _Call:
             block.down(wide, out=rows)
         return normed, vectors.gate2
 
-    def of(self, row_counts: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    def of(self, row_counts: tuple[int, ...] | Offsets) -> dict[str, tuple[int, ...] | Offsets]:
         """Whose rows are whose, where modulation asks for it."""
         return {} if self.c is None else {"row_counts": row_counts}
 
