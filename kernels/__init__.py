@@ -6,12 +6,14 @@ from unmask.kernels.checks import NonFiniteLogits
 from unmask.kernels.dispatch import UnsupportedImplementation
 from unmask.kernels.divergence import Divergence, divergence
 from unmask.kernels.expected_embedding import expected_embedding
+from unmask.kernels.offsets import Offsets
 from unmask.kernels.sample_head import HeadSample, sample_head
 
 __all__ = [
     "Divergence",
     "HeadSample",
     "NonFiniteLogits",
+    "Offsets",
     "UnsupportedImplementation",
     "add_norm",
     "attention",

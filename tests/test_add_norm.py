@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from laws import offsets
 
 from unmask.kernels import add_norm, dispatch, extension
 from unmask.kernels.add_norm import cpu
@@ -98,6 +99,32 @@ def test_strided_rows(impl):
     assert all(x[:, [0, 2]].isnan().all() for x in wide.values())
 
 
+@each_implementation
+def test_offsets_give_the_bits_of_tuples(impl):
+    """Rows past the end are NaN in `residual` and `delta`, and stay as they are in `residual` and `out`."""
+    plain, longer = case("modulated"), case("modulated")
+    add_norm(**plain, impl=impl)
+    for name, rest in (("residual", math.nan), ("delta", math.nan), ("out", -7.0)):
+        longer[name] = torch.cat((longer[name], torch.full((5, 70), rest)))
+    add_norm(**longer | {"row_counts": offsets(ROW_COUNTS, 40)}, impl=impl)
+    assert torch.equal(longer["residual"][:36], plain["residual"]) and longer["residual"][36:].isnan().all()
+    assert torch.equal(longer["out"][:36], plain["out"]) and (longer["out"][36:] == -7).all()
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_torch_compile_takes_it_whole(together):
+    def run(residual, delta, out, **rest):
+        out = delta if together else out
+        return add_norm(residual, delta, out=out, **rest) + 1
+
+    compiled_run = torch.compile(run, fullgraph=True, backend="aot_eager")
+    for counts in (ROW_COUNTS, offsets(ROW_COUNTS)):
+        plain, found = case("modulated"), case("modulated") | {"row_counts": counts}
+        assert torch.equal(compiled_run(**found), run(**plain))
+        assert all(torch.equal(found[name], plain[name]) for name in ("residual", "delta"))
+        assert torch.equal(found["out"].nan_to_num(), plain["out"].nan_to_num())
+
+
 @compiled
 @each_isa
 def test_a_row_does_not_depend_on_its_company(isa):
@@ -127,6 +154,9 @@ BAD = [
     ({"row_counts": None}, ValueError, "row_counts must be given with gate and shift and scale, got None"),
     ({"row_counts": (5, 30)}, ValueError, "row_counts must be integers.* sum to the 36 rows of residual, got"),
     ({"row_counts": (40, 0, -5, 1)}, ValueError, "row_counts must be integers, not negative"),
+    ({"row_counts": offsets((6, 30))}, ValueError, r"gate must be \[2, 70\], got shape \[4, 70\]"),
+    ({"row_counts": offsets(ROW_COUNTS, 29)}, ValueError, "row_counts.longest must be at least 30, got 29"),
+    ({"row_counts": offsets((5, 0, 30, 2))}, ValueError, "row_counts.starts must go from 0 to at most 36 and never"),
     ({"row_counts": (6, 30)}, ValueError, r"gate must be \[2, 70\], got shape \[4, 70\]"),
     ({"gate": None, "shift": None, "scale": None}, ValueError, "row_counts must be None without gate, shift and scale"),
     ({"out": torch.zeros(70, 36).T}, ValueError, r"out must have contiguous columns, got strides \(1, 36\)"),

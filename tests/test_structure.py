@@ -111,6 +111,7 @@ def test_public_names():
         "Divergence",
         "HeadSample",
         "NonFiniteLogits",
+        "Offsets",
         "UnsupportedImplementation",
         "add_norm",
         "attention",
