@@ -45,6 +45,8 @@ def on(impl, value):
     """Tensors, also those in pairs and dictionaries, where the implementation reads them."""
     if isinstance(value, torch.Tensor):
         return value.cuda() if impl == "triton" and not dispatch.interpreted() else value
+    if isinstance(value, Offsets):
+        return value._replace(starts=on(impl, value.starts))
     if isinstance(value, dict):
         return {name: on(impl, one) for name, one in value.items()}
     return tuple(on(impl, one) for one in value) if isinstance(value, tuple) else value

@@ -6,17 +6,29 @@ from torch import Tensor
 from unmask.kernels import checks, extension, offsets
 from unmask.kernels.add_norm import cpu, reference
 from unmask.kernels.add_norm.call import AddNormCall
-from unmask.kernels.dispatch import Implementation, Operator
+from unmask.kernels.dispatch import Implementation, Operator, triton_implementation
+from unmask.kernels.logits import triton_refuses
 from unmask.kernels.offsets import Counts, Offsets
+
+_NARROW = torch.float32, torch.bfloat16, torch.float16
+_TRITON_COLUMNS = 8192  # a row in registers
+
+
+def _triton_refuses(call: AddNormCall) -> str | None:
+    dim = call.residual.shape[1]
+    if dim > _TRITON_COLUMNS:
+        return f"needs at most {_TRITON_COLUMNS} columns, got {dim}"
+    return triton_refuses({"residual": call.residual})
+
 
 OPERATOR = Operator(
     "add_norm",
     (
+        triton_implementation("add_norm", _triton_refuses),
         Implementation("cpu", cpu.add_norm, extension.status, cpu.refuses),
         Implementation("reference", reference.add_norm, lambda: (True, "plain torch, any device")),
     ),
 )
-_NARROW = torch.float32, torch.bfloat16, torch.float16
 
 
 @torch.no_grad()
