@@ -5,11 +5,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from unmask.kernels.dispatch import interpreted
 from unmask.kernels.logits import Logits
+from unmask.kernels.triton_arithmetic import dot
 
 NEVER = tl.constexpr(-float("inf"))
-_INTERPRETED = tl.constexpr(interpreted())
 
 
 def operands(logits: Logits, rows: slice) -> tuple:
@@ -32,14 +31,6 @@ def operands(logits: Logits, rows: slice) -> tuple:
 
 def dim(logits: Logits) -> int:
     return 1 if logits.weight is None else logits.hidden.shape[1]
-
-
-@triton.jit
-def dot(left, right, total):
-    """total + left . right in fp32."""
-    if _INTERPRETED:  # which multiplies the bits of bf16
-        left, right = left.to(tl.float32), right.to(tl.float32)
-    return tl.dot(left, right, total, input_precision="ieee")
 
 
 @triton.jit

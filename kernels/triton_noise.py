@@ -6,12 +6,11 @@ expression rounds alike in every kernel and tile: where a product and a sum are 
 
 import triton
 import triton.language as tl
-from triton.language.extra import libdevice
 
-from unmask.kernels import dispatch, noise
+from unmask.kernels import noise
+from unmask.kernels.triton_arithmetic import exp2
 
 BLOCK = tl.constexpr(noise.BLOCK)
-INTERPRETED = tl.constexpr(dispatch.interpreted())
 _BLOCK_RACE, _TOKEN_RACE = tl.constexpr(noise.BLOCK_RACE << 24), tl.constexpr(noise.TOKEN_RACE << 24)
 
 
@@ -133,5 +132,4 @@ def logsumexp(top, total):
 @triton.jit
 def exp_below(x, top):
     """exp(x - top) for x <= top, 0 where both are -inf."""
-    power = (x - tl.where(top == float("-inf"), 0.0, top)) * 1.4426950408889634
-    return tl.exp2(power) if INTERPRETED else libdevice.exp2(power)  # flushes subnormal results, saves three operations
+    return exp2((x - tl.where(top == float("-inf"), 0.0, top)) * 1.4426950408889634)

@@ -1,4 +1,4 @@
-"""Compiles what the Triton launchers of expected_embedding and divergence launch, for several GPUs and without any.
+"""Compiles what the Triton launchers of an operator launch, for several GPUs and without any.
 
 Run in a process of its own, without TRITON_INTERPRET. The launchers get tensors without memory, and every launch is
 recorded and compiled instead of run: the same types, specialisations and options as on a GPU. Prints one JSON object
@@ -18,6 +18,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
+from unmask.kernels import Offsets
+from unmask.kernels.add_norm import triton_kernel as add_norm
+from unmask.kernels.add_norm.call import AddNormCall
 from unmask.kernels.divergence import triton_kernel as divergence
 from unmask.kernels.divergence.call import DivergenceCall
 from unmask.kernels.expected_embedding import triton_kernel as expected_embedding
@@ -30,7 +33,8 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int64: "i64"}
+TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+TYPES |= {torch.int64: "i64", torch.int32: "i32"}
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -40,9 +44,13 @@ def compile_launch(kernel, target, options, arguments):
     for at, parameter in enumerate(kernel.params):
         value, general = arguments[parameter.name], parameter.do_not_specialize
         is_tensor = isinstance(value, torch.Tensor)
-        if parameter.is_constexpr or value is None or not (is_tensor or general or value != 1):
+        one = isinstance(value, int) and value == 1 and not general
+        if parameter.is_constexpr or value is None or one:
             signature[parameter.name] = "constexpr"
             constants[at,] = value
+            continue
+        if isinstance(value, float):
+            signature[parameter.name] = "fp32"
             continue
         signature[parameter.name] = f"*{TYPES[value.dtype]}" if is_tensor else "i32"
         if is_tensor or (value % 16 == 0 and not general):
@@ -95,9 +103,32 @@ def diverge_logits(hidden, weight, other_hidden, other_weight, _table):
     divergence.divergence(DivergenceCall(Logits(logits, None, None), Logits(logits, None, None)))
 
 
+def modulate(hidden, _weight, _other_hidden, _other_weight, _table):
+    """Everything, a row of 768 columns and of 8192."""
+    for dim in (768, 8192):
+        residual, delta = hidden.new_empty(64, dim, dtype=torch.float32), hidden.new_empty(64, dim)
+        weight, vectors = residual.new_empty(dim), residual.new_empty(3, 4, dim).unbind(0)
+        rows = Offsets(hidden.new_empty(5, dtype=torch.int32), 64)
+        add_norm.add_norm(AddNormCall(residual, delta, weight, weight, *vectors, rows, 1e-5, delta))
+
+
+def normalise(hidden, _weight, _other_hidden, _other_weight, _table):
+    """Nothing that can be left out."""
+    residual = hidden.new_empty(64, 768, dtype=torch.float32)
+    weight = residual.new_empty(768)
+    add_norm.add_norm(AddNormCall(residual, None, weight, None, None, None, None, None, 1e-5, hidden))
+
+
+RUNS = {
+    "expected_embedding": (embed,),
+    "divergence": (diverge, diverge_logits),
+    "add_norm": (modulate, normalise),
+}
+
+
 def main():
     """Every target for bf16; sm_90 for fp32, and for logits that are given."""
-    runs = {"expected_embedding": (embed,), "divergence": (diverge, diverge_logits)}[sys.argv[1]]
+    runs = RUNS[sys.argv[1]]
     seen = set()
     for run in runs:
         for dtype in (torch.bfloat16, torch.float32):

@@ -1,16 +1,17 @@
-"""What the tests of expected_embedding and divergence share."""
+"""What the tests of the operators share."""
 
 import json
 import math
 import os
 import subprocess
 import sys
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
 import torch
 
-from unmask.kernels import dispatch, extension
+from unmask.kernels import Offsets, dispatch, extension
 
 usable, reason = extension.status()
 triton_usable, triton_reason = dispatch.triton_status()
@@ -35,10 +36,17 @@ def normal(*shape, seed=0, scale=1.0, dtype=F32):
     return (torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale).to(dtype)
 
 
+def offsets(counts, longest=None):
+    starts = torch.tensor([0, *accumulate(counts)], dtype=torch.int32)
+    return Offsets(starts, max(counts) if longest is None else longest)
+
+
 def on(impl, value):
     """Tensors, also those in pairs and dictionaries, where the implementation reads them."""
     if isinstance(value, torch.Tensor):
         return value.cuda() if impl == "triton" and not dispatch.interpreted() else value
+    if isinstance(value, Offsets):
+        return value._replace(starts=on(impl, value.starts))
     if isinstance(value, dict):
         return {name: on(impl, one) for name, one in value.items()}
     return tuple(on(impl, one) for one in value) if isinstance(value, tuple) else value

@@ -1,11 +1,12 @@
-"""attention: its values against fp64, rotation, spans, invariance, agreement of implementations, error texts."""
+"""attention: its values against fp64, rotation, spans, offsets, invariance, agreement, error texts."""
 
 import math
 
 import pytest
 import torch
+from laws import offsets
 
-from unmask.kernels import attention, dispatch, extension
+from unmask.kernels import Offsets, attention, dispatch, extension
 from unmask.kernels.attention import cpu
 from unmask.kernels.attention.call import AttentionCall
 from unmask.kernels.dispatch import UnsupportedImplementation
@@ -109,6 +110,47 @@ def test_output_buffers_and_strides(impl):
 
 
 @each_implementation
+@pytest.mark.parametrize("names", [("lengths",), ("row_counts",), ("lengths", "row_counts")], ids=str)
+def test_offsets_give_the_bits_of_tuples(impl, names):
+    """Tokens and queries past the end are NaN, their positions impossible; their part of `out` stays as it was."""
+    query, key, value, positions, rope = inputs(4, 2, 16)
+    counts = {"lengths": LENGTHS, "row_counts": ROW_COUNTS}
+    plain = attention(query, key, value, **counts, positions=positions, rope=rope, impl=impl)
+    if "lengths" in names:
+        key, value = (torch.cat((x, torch.full((40, *x.shape[1:]), math.nan))) for x in (key, value))
+    if "row_counts" in names:
+        query = torch.cat((query, torch.full((9, 4, 16), math.nan)))
+        positions = torch.cat((positions, torch.full((9,), 10**6)))
+    counts |= {name: offsets(counts[name], 310) for name in names}
+    out = torch.full_like(query, -7)
+    attention(query, key, value, **counts, positions=positions, rope=rope, out=out, impl=impl)
+    assert torch.equal(out[: len(plain)], plain) and (out[len(plain) :] == -7).all()
+
+
+@each_implementation
+def test_offsets_of_every_token(impl):
+    query, key, value, _, rope = inputs(2, 2, 16)
+    query = key + value
+    plain = attention(query, key, value, lengths=LENGTHS, rope=rope, impl=impl)
+    assert torch.equal(attention(query, key, value, lengths=offsets(LENGTHS), rope=rope, impl=impl), plain)
+
+
+def test_torch_compile_takes_it_whole():
+    query, key, value, positions, rope = inputs(2, 2, 16)
+
+    def run(query, lengths, row_counts, out):
+        options = {"positions": positions, "rope": rope, "out": out}
+        attention(2 * query, key, value, lengths=lengths, row_counts=row_counts, **options)
+        return out + 1
+
+    compiled_run = torch.compile(run, fullgraph=True, backend="aot_eager")
+    for lengths, row_counts in ((LENGTHS, ROW_COUNTS), (offsets(LENGTHS), ROW_COUNTS), (LENGTHS, offsets(ROW_COUNTS))):
+        out, found = torch.zeros(2, *query.shape).unbind(0)
+        plain = run(query, LENGTHS, ROW_COUNTS, out)
+        assert torch.equal(compiled_run(query, lengths, row_counts, found), plain) and torch.equal(found, out)
+
+
+@each_implementation
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_bad_number_stays_in_its_sequence(impl, bad):
     query, key, value, _, _ = inputs(2, 2, 16)
@@ -177,6 +219,15 @@ BAD = [
     ({"row_counts": (409, 0, 0, 0, 0, 1)}, ValueError, "row_counts must be integers.* sum to the 409 rows of query"),
     ({"row_counts": (410, 0, 0, 0, 0, -1)}, ValueError, "row_counts must be integers, not negative"),
     ({"lengths": (0, 305, 1, 300, 257, 9)}, ValueError, "lengths must be positive .* got 0 for sequence 0"),
+    ({"row_counts": None}, ValueError, "row_counts must be given unless all 872 tokens query, got None for 409"),
+    ({"lengths": offsets((872,))}, ValueError, "row_counts must have one number per sequence, 1, got 6"),
+    ({"lengths": offsets(LENGTHS, 299)}, ValueError, "lengths.longest must be at least 300, got 299"),
+    ({"lengths": offsets((*LENGTHS[:-1], 10))}, ValueError, "lengths.starts must go from 0 to at most 872 and never"),
+    ({"row_counts": offsets((9, 0, 0, -1, 0, 0))}, ValueError, r"row_counts.starts must go .* got \[0, 9, 9, 9, 8, 8"),
+    ({"row_counts": offsets(ROW_COUNTS, -1)}, ValueError, "row_counts.longest must not be negative, got -1"),
+    ({"row_counts": offsets(ROW_COUNTS, 1.5)}, TypeError, "row_counts.longest must be an integer, got 1.5"),
+    ({"row_counts": Offsets(torch.zeros(7), 0)}, TypeError, "row_counts.starts must be int32, got float32"),
+    ({"row_counts": Offsets([0], 0)}, TypeError, r"row_counts.starts must be a tensor \[B \+ 1\], got list"),
     ({"positions": torch.zeros(3, dtype=torch.int64)}, ValueError, r"positions must be \[409\], one per query"),
     ({"positions": torch.full((409,), 320)}, ValueError, r"positions must be in \[0, 320\), got 320"),
     ({"rope": torch.zeros(2, 320, 4)}, TypeError, r"rope must be a pair \(cos, sin\), got Tensor"),

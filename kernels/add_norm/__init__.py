@@ -3,19 +3,32 @@
 import torch
 from torch import Tensor
 
-from unmask.kernels import checks, extension
+from unmask.kernels import checks, extension, offsets
 from unmask.kernels.add_norm import cpu, reference
 from unmask.kernels.add_norm.call import AddNormCall
-from unmask.kernels.dispatch import Implementation, Operator
+from unmask.kernels.dispatch import Implementation, Operator, triton_implementation
+from unmask.kernels.logits import triton_refuses
+from unmask.kernels.offsets import Counts, Offsets
+
+_NARROW = torch.float32, torch.bfloat16, torch.float16
+_TRITON_COLUMNS = 8192  # a row in registers
+
+
+def _triton_refuses(call: AddNormCall) -> str | None:
+    dim = call.residual.shape[1]
+    if dim > _TRITON_COLUMNS:
+        return f"needs at most {_TRITON_COLUMNS} columns, got {dim}"
+    return triton_refuses({"residual": call.residual})
+
 
 OPERATOR = Operator(
     "add_norm",
     (
+        triton_implementation("add_norm", _triton_refuses),
         Implementation("cpu", cpu.add_norm, extension.status, cpu.refuses),
         Implementation("reference", reference.add_norm, lambda: (True, "plain torch, any device")),
     ),
 )
-_NARROW = torch.float32, torch.bfloat16, torch.float16
 
 
 @torch.no_grad()
@@ -28,7 +41,7 @@ def add_norm(
     gate: Tensor | None = None,
     shift: Tensor | None = None,
     scale: Tensor | None = None,
-    row_counts: tuple[int, ...] | None = None,
+    row_counts: tuple[int, ...] | Offsets | None = None,
     eps: float = 1e-5,
     out: Tensor,
     impl: str | None = None,
@@ -39,13 +52,16 @@ def add_norm(
     delta               [T, D] fp32, bf16 or fp16, D contiguous; None: nothing is added
     weight, bias        fp32 [D] of the layer norm; bias may be None
     gate, shift, scale  fp32 [B, D], D contiguous, by sequence, or None: 1, 0, 0
-    row_counts          rows of each of the B sequences, back to back; given exactly when one of those three is
+    row_counts          rows of each of the B sequences, back to back, their sum is T; or Offsets, which may end before
+                        T; given exactly when one of those three is
     eps                 added to the variance
     out                 [T, D] fp32, bf16 or fp16, D contiguous; it may be delta itself
-    impl                "cpu", "reference", or None for the fastest that serves these arguments
+    impl                "triton", "cpu", "reference", or None for the fastest that serves these arguments
 
-    All arithmetic is fp32, the result is rounded once. TypeError or ValueError names a bad argument; nothing is written
-    then.
+    All arithmetic is fp32, the result is rounded once. A row's bits do not depend on the other rows in the
+    implementations "triton" and "cpu". Rows past the end of the Offsets are neither read nor written; the values of
+    Offsets are checked on a CPU, and a GPU is not waited for, except by "reference". TypeError or ValueError names a
+    bad argument; nothing is written then.
     """
     checks.check_tensor("residual", residual, ("T", "D"), (torch.float32,))
     for name, x in (("delta", delta), ("out", out)):
@@ -70,16 +86,46 @@ def add_norm(
     for name in ("residual", "out"):
         checks.check_apart(name, rows[name])
     eps = checks.check_number("eps", eps, low=0)
-    call = AddNormCall(residual, delta, weight, bias, gate, shift, scale, row_counts, eps, out)
-    run = OPERATOR.pick(impl, call).run
-    if residual.numel():
-        run(call)
+    # Without a compiler the registered operator would only add its dispatch, a hundred microseconds.
+    answer = _registered if torch.compiler.is_compiling() else _answer
+    answer(residual, delta, weight, bias, gate, shift, scale, *offsets.split(row_counts), eps, out, impl)
     return out
 
 
-def _check_vectors(
-    vectors: dict[str, Tensor | None], row_counts: tuple[int, ...] | None, residual: Tensor
-) -> tuple[int, ...] | None:
+def _answer(
+    residual: Tensor,
+    delta: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    gate: Tensor | None,
+    shift: Tensor | None,
+    scale: Tensor | None,
+    row_counts: list[int] | None,
+    starts: Tensor | None,
+    longest: int,
+    eps: float,
+    out: Tensor,
+    impl: str | None,
+) -> None:
+    """The checks that look at values, the pick and the run: one opaque operator to torch.compile."""
+    counts = offsets.join(row_counts, starts, longest)
+    call = AddNormCall(residual, delta, weight, bias, gate, shift, scale, counts, eps, out)
+    if residual.device.type == "cpu":
+        call = call.counted()
+    run = OPERATOR.pick(impl, call).run
+    if call.residual.numel():
+        run(call)
+
+
+_registered = torch.library.custom_op("unmask::add_norm", _answer, mutates_args=("residual", "out"))
+
+
+@_registered.register_fake
+def _(*arguments):
+    return None
+
+
+def _check_vectors(vectors: dict[str, Tensor | None], row_counts: Counts | None, residual: Tensor) -> Counts | None:
     given = {name: x for name, x in vectors.items() if x is not None}
     if not given:
         if row_counts is not None:
@@ -87,9 +133,10 @@ def _check_vectors(
         return None
     if row_counts is None:
         raise ValueError(f"row_counts must be given with {' and '.join(given)}, got None")
-    row_counts = checks.check_counts("row_counts", row_counts, len(residual), "rows of residual")
+    row_counts = offsets.check_counts("row_counts", row_counts, residual, "rows of residual")
+    num_sequences = offsets.num_sequences(row_counts)
     for name, x in given.items():
         checks.check_tensor(name, x, ("B", "D"), (torch.float32,), residual.device)
-        if x.shape != (len(row_counts), residual.shape[1]):
-            raise ValueError(f"{name} must be [{len(row_counts)}, {residual.shape[1]}], got shape {list(x.shape)}")
+        if x.shape != (num_sequences, residual.shape[1]):
+            raise ValueError(f"{name} must be [{num_sequences}, {residual.shape[1]}], got shape {list(x.shape)}")
     return row_counts

@@ -1,8 +1,10 @@
 """What passes between the operator add_norm and its implementations."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
+
+from unmask.kernels.offsets import Counts, Offsets, known_counts
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,6 +18,20 @@ class AddNormCall:
     gate: Tensor | None
     shift: Tensor | None
     scale: Tensor | None
-    row_counts: tuple[int, ...] | None
+    row_counts: Counts | None
     eps: float
     out: Tensor
+
+    def counted(self) -> "AddNormCall":
+        """With the numbers of rows, without the rows past their end. Waits for the device of offsets."""
+        if not isinstance(self.row_counts, Offsets):
+            return self
+        row_counts = known_counts("row_counts", self.row_counts, len(self.residual))
+        rows = slice(sum(row_counts))
+        return replace(
+            self,
+            residual=self.residual[rows],
+            delta=None if self.delta is None else self.delta[rows],
+            row_counts=row_counts,
+            out=self.out[rows],
+        )

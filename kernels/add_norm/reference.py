@@ -1,4 +1,7 @@
-"""add_norm in plain torch: the specification. Runs on any device, in bounded chunks of rows."""
+"""add_norm in plain torch: the specification. Runs on any device, in bounded chunks of rows.
+
+It waits for a GPU where sequences begin at offsets.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +12,7 @@ _ROWS = 4096
 
 
 def add_norm(call: AddNormCall) -> None:
+    call = call.counted()
     for start in range(0, len(call.residual), _ROWS):
         rows = slice(start, start + _ROWS)
         gate, shift, scale = (_by_row(x, call, rows) for x in (call.gate, call.shift, call.scale))

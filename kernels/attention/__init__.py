@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor
 
-from unmask.kernels import checks
+from unmask.kernels import checks, offsets
 from unmask.kernels.attention import cpu, reference, sdpa
 from unmask.kernels.attention.call import AttentionCall
 from unmask.kernels.dispatch import Implementation, Operator
+from unmask.kernels.offsets import Offsets
 
 OPERATOR = Operator(
     "attention",
@@ -24,8 +25,8 @@ def attention(
     key: Tensor,
     value: Tensor,
     *,
-    lengths: tuple[int, ...],
-    row_counts: tuple[int, ...] | None = None,
+    lengths: tuple[int, ...] | Offsets,
+    row_counts: tuple[int, ...] | Offsets | None = None,
     positions: Tensor | None = None,
     rope: tuple[Tensor, Tensor] | None = None,
     scale: float | None = None,
@@ -39,41 +40,113 @@ def attention(
 
     query       [Q, H, D] fp32, bf16, fp16 or fp64, D contiguous; Q is the sum of row_counts
     key, value  [T, G, D] in the dtype of query, D contiguous; G divides H: consecutive query heads share one of them
-    lengths     tokens of each sequence, their sum is T
-    row_counts  queries of each sequence; None: as many as it has tokens
+    lengths     tokens of each sequence, their sum is T; or Offsets, which may end before T
+    row_counts  queries of each sequence, or Offsets, which may end before Q; None: as many as it has tokens
     positions   int64 [Q], where each query stands in its own sequence; None: query i stands at position i
     rope        (cos, sin), fp32 [P, D / 2] by position: rotate queries and keys first, column i paired with i + D / 2
                 (rotate_half; Su et al., arXiv 2104.09864); every position is below P
     scale       None: 1 / sqrt(D)
     out         [Q, H, D] or [Q, H * D] in the dtype of query, to be written; None: a new tensor [Q, H, D]
-    impl        "cpu", "sdpa", "reference", or None for the fastest that serves these arguments
+    impl        "triton", "cpu", "sdpa", "reference", or None for the fastest that serves these arguments
 
     Scores and sums are fp32 (fp64 for fp64); for narrower dtypes the rotated rows and the softmax's shares are rounded
     before their products, the result once more. "cpu" gives a query the same bits whatever sequences and queries stand
-    beside it. TypeError or ValueError names a bad argument; nothing is written then.
+    beside it; so does "triton" among calls of one tile, see its docstring. Tokens and queries past the end of their
+    Offsets are neither read nor written. The values of Offsets and positions are checked on a CPU; a GPU is not waited
+    for, except by "reference", and a sequence with queries and no tokens is NaN there. TypeError or ValueError names a
+    bad argument; nothing is written then.
     """
     num_queries = _check_heads(query, key, value)
-    lengths = checks.check_counts("lengths", lengths, len(key), "tokens of key")
-    if row_counts is None:
-        row_counts = lengths
-    row_counts = checks.check_counts("row_counts", row_counts, num_queries, "rows of query")
-    if len(row_counts) != len(lengths):
-        raise ValueError(f"row_counts must have one number per sequence, {len(lengths)}, got {len(row_counts)}")
-    empty = [s for s, (n, rows) in enumerate(zip(lengths, row_counts, strict=True)) if rows and not n]
-    if empty:
-        raise ValueError(f"lengths must be positive where there are queries, got 0 for sequence {empty[0]}")
+    lengths = offsets.check_counts("lengths", lengths, key, "tokens of key")
+    if row_counts is not None:
+        row_counts = offsets.check_counts("row_counts", row_counts, query, "rows of query")
+    elif num_queries != len(key):
+        raise ValueError(f"row_counts must be given unless all {len(key)} tokens query, got None for {num_queries}")
+    num_sequences = offsets.num_sequences(lengths)
+    if row_counts is not None and offsets.num_sequences(row_counts) != num_sequences:
+        got = offsets.num_sequences(row_counts)
+        raise ValueError(f"row_counts must have one number per sequence, {num_sequences}, got {got}")
     checks.check_ids("positions", positions, query, "Q")
     if positions is not None and len(positions) != num_queries:
         raise ValueError(f"positions must be [{num_queries}], one per query, got shape {list(positions.shape)}")
-    _check_rope(rope, query, lengths, row_counts, positions)
+    _check_rope(rope, query)
     scale = query.shape[2] ** -0.5 if scale is None else checks.check_number("scale", scale)
     if out is None:
         out = query.new_empty(query.shape)
-    call = AttentionCall(query, key, value, lengths, row_counts, positions, rope, scale, _check_out(out, query))
-    run = OPERATOR.pick(impl, call).run
-    if num_queries:
-        run(call)
+    cos, sin = (None, None) if rope is None else rope
+    # Without a compiler the registered operator would only add its dispatch, a hundred microseconds.
+    answer = _registered if torch.compiler.is_compiling() else _answer
+    answer(
+        query,
+        key,
+        value,
+        *offsets.split(lengths),
+        *offsets.split(row_counts),
+        positions,
+        cos,
+        sin,
+        scale,
+        _check_out(out, query),
+        impl,
+    )
     return out
+
+
+def _answer(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: list[int] | None,
+    starts: Tensor | None,
+    longest: int,
+    row_counts: list[int] | None,
+    row_starts: Tensor | None,
+    most_rows: int,
+    positions: Tensor | None,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    scale: float,
+    out: Tensor,
+    impl: str | None,
+) -> None:
+    """The checks that look at values, the pick and the run: one opaque operator to torch.compile."""
+    tokens = offsets.join(lengths, starts, longest)
+    rows = offsets.join(row_counts, row_starts, most_rows)
+    rope = None if cos is None else (cos, sin)
+    call = AttentionCall(query, key, value, tokens, tokens if rows is None else rows, positions, rope, scale, out)
+    if query.device.type == "cpu":
+        call = call.counted()
+    _check_values(call)
+    run = OPERATOR.pick(impl, call).run
+    if len(call.query):
+        run(call)
+
+
+_registered = torch.library.custom_op("unmask::attention", _answer, mutates_args=("out",))
+
+
+@_registered.register_fake
+def _(*arguments):
+    return None
+
+
+def _check_values(call: AttentionCall) -> None:
+    """What the numbers in the arguments must satisfy, as far as the host knows them."""
+    lengths, row_counts = call.lengths, call.row_counts
+    if not isinstance(lengths, Offsets) and not isinstance(row_counts, Offsets):
+        empty = [s for s, (n, rows) in enumerate(zip(lengths, row_counts, strict=True)) if rows and not n]
+        if empty:
+            raise ValueError(f"lengths must be positive where there are queries, got 0 for sequence {empty[0]}")
+    if call.rope is None:
+        return
+    num_positions = len(call.rope[0])
+    longest = offsets.longest(lengths)
+    if call.positions is None:
+        longest = max(longest, offsets.longest(row_counts))
+    if longest > num_positions:
+        raise ValueError(f"rope must have a row for each position, {longest}, got {num_positions}")
+    if call.positions is not None and call.positions.device.type == "cpu":  # a GPU would have to be waited for
+        checks.check_range("positions", call.positions, num_positions)
 
 
 def _check_heads(query: Tensor, key: Tensor, value: Tensor) -> int:
@@ -94,13 +167,7 @@ def _check_heads(query: Tensor, key: Tensor, value: Tensor) -> int:
     return len(query)
 
 
-def _check_rope(
-    rope: tuple[Tensor, Tensor] | None,
-    query: Tensor,
-    lengths: tuple[int, ...],
-    row_counts: tuple[int, ...],
-    positions: Tensor | None,
-) -> None:
+def _check_rope(rope: tuple[Tensor, Tensor] | None, query: Tensor) -> None:
     if rope is None:
         return
     if query.shape[2] % 2:
@@ -111,11 +178,6 @@ def _check_rope(
         checks.check_tensor(f"rope's {name}", table, ("P", "D / 2"), (torch.float32,), query.device)
         if table.shape != rope[0].shape or table.shape[1] != query.shape[2] // 2:
             raise ValueError(f"rope's {name} must be [P, {query.shape[2] // 2}], got shape {list(table.shape)}")
-    longest = max(lengths, default=0) if positions is not None else max((*lengths, *row_counts), default=0)
-    if longest > len(rope[0]):
-        raise ValueError(f"rope must have a row for each position, {longest}, got {len(rope[0])}")
-    if positions is not None and positions.device.type == "cpu":  # a device would have to be waited for
-        checks.check_range("positions", positions, len(rope[0]))
 
 
 def _check_out(out: Tensor, query: Tensor) -> Tensor:

@@ -1,12 +1,14 @@
 """What passes between the operator attention and its implementations."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from unmask.kernels.offsets import Counts, Offsets, known_counts
 
 
 class Span(NamedTuple):
@@ -24,15 +26,33 @@ class AttentionCall:
     query: Tensor
     key: Tensor
     value: Tensor
-    lengths: tuple[int, ...]
-    row_counts: tuple[int, ...]
+    lengths: Counts
+    row_counts: Counts
     positions: Tensor | None
     rope: tuple[Tensor, Tensor] | None
     scale: float
     out: Tensor  # [Q, H, D]
 
+    def counted(self) -> "AttentionCall":
+        """With the numbers of tokens and queries, without the rows past their end. Waits for the device of offsets."""
+        if not isinstance(self.lengths, Offsets) and not isinstance(self.row_counts, Offsets):
+            return self
+        lengths = known_counts("lengths", self.lengths, len(self.key))
+        row_counts = known_counts("row_counts", self.row_counts, len(self.query))
+        tokens, rows = slice(sum(lengths)), slice(sum(row_counts))
+        return replace(
+            self,
+            query=self.query[rows],
+            key=self.key[tokens],
+            value=self.value[tokens],
+            lengths=lengths,
+            row_counts=row_counts,
+            positions=None if self.positions is None else self.positions[rows],
+            out=self.out[rows],
+        )
+
     def spans(self) -> Iterator[Span]:
-        """The spans that have queries, in order."""
+        """The spans that have queries, in order; of a call with known counts."""
         query = key = 0
         for (length, count), group in groupby(zip(self.lengths, self.row_counts, strict=True)):
             n = sum(1 for _ in group)

@@ -1,4 +1,7 @@
-"""attention in plain torch: the specification. Runs on any device, a head of a sequence at a time."""
+"""attention in plain torch: the specification. Runs on any device, a head of a sequence at a time.
+
+It waits for a GPU where sequences begin at offsets.
+"""
 
 import torch
 
@@ -6,6 +9,7 @@ from unmask.kernels.attention.call import AttentionCall
 
 
 def attention(call: AttentionCall) -> None:
+    call = call.counted()
     share = call.query.shape[1] // call.key.shape[1]
     wide = torch.promote_types(call.query.dtype, torch.float32)
     for span in call.spans():

@@ -4,11 +4,15 @@ import torch
 import torch.nn.functional as F
 
 from unmask.kernels.attention.call import AttentionCall
+from unmask.kernels.offsets import Offsets
 
 
 def refuses(call: AttentionCall) -> str | None:
     if call.query.dtype is torch.float64:
         return "needs float32, bfloat16 or float16, got float64"
+    for name, counts in (("lengths", call.lengths), ("row_counts", call.row_counts)):
+        if isinstance(counts, Offsets):
+            return f"needs {name} known to the host, got offsets on {counts.starts.device}"
     return None
 
 

@@ -11,7 +11,8 @@ import triton.language as tl
 
 from unmask.kernels import triton_noise
 from unmask.kernels.expected_embedding.call import EmbeddingCall, Expectation
-from unmask.kernels.triton_logits import NEVER, dim, dot, logits_tile, operands
+from unmask.kernels.triton_arithmetic import dot
+from unmask.kernels.triton_logits import NEVER, dim, logits_tile, operands
 from unmask.kernels.triton_noise import exp_below, logsumexp
 
 BLOCK = triton_noise.BLOCK
