@@ -13,7 +13,6 @@ from rich.table import Table
 from unmask.checkpoints import load
 from unmask.choose import Categorical
 from unmask.info import collect
-from unmask.kernels.dispatch import UnsupportedImplementation
 from unmask.progress import Progress, Unmasking
 from unmask.reveal import parse
 from unmask.sampler import Sampler
@@ -236,7 +235,7 @@ def main() -> None:
     """Entry point: an error a user can mend is one line on standard error and exit status 2."""
     try:
         app()
-    except (ValueError, OSError, UnsupportedImplementation) as error:
+    except (ValueError, OSError, MemoryError) as error:
         print(f"unmask: error: {error}", file=sys.stderr)
         sys.exit(2)
 

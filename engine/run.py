@@ -243,7 +243,7 @@ class Run(Iterator[Sample]):
         """The tick's sequences back to back, copied out of their slots."""
         longest = self._limits.max_length
         tokens = self._workspace.view("tick_tokens", bucket.num_tokens)
-        if bucket.num_tokens == bucket.num_sequences * longest:
+        if bucket.lengths == (longest,) * bucket.num_sequences:
             torch.index_select(self._slots, 0, inputs.slots, out=tokens.view(bucket.num_sequences, longest))
         else:
             torch.index_select(self._tokens, 0, self._source(bucket, inputs), out=tokens)
