@@ -62,6 +62,16 @@ def test_prefix_suffix_and_infilling_keep_what_is_given():
     assert len(set(samples.text)) == 5
 
 
+def test_a_slot_that_is_taken_again_forgets():
+    """Four prompts of different lengths through one slot: given positions say so, whatever stood there before."""
+    prompts = [[], [2, 3, 4, 5, 6], [7], [3] * 12]
+    samples = Sampler(Toy(9, 16), reveal=Ancestral(4), max_batch=1, max_resident=1).sample(4, 16, prompt=prompts)
+    for sample, prompt in zip(samples, prompts, strict=True):
+        given = torch.arange(16) < len(prompt)
+        assert sample.tokens[given].tolist() == prompt
+        assert torch.equal(sample.logprobs == 0, given) and torch.equal(sample.reveal_step == -1, given)
+
+
 def test_ids_text_and_arrays_are_the_same_prompt():
     text = "we the <mask:2> of"
     ids = [0, 2, MASK, MASK, 4]
