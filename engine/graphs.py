@@ -33,7 +33,7 @@ class Fetched:
             for here, there in zip(self.tensors, tensors, strict=True):
                 here.copy_(there, non_blocking=True)
             self._arrived = torch.cuda.Event()
-            self._arrived.record()
+            self._arrived.record(torch.cuda.current_stream(tensors[0].device))
         else:
             self.tensors = tensors
 

@@ -244,3 +244,23 @@ def test_errors():
     batch = make_batch()
     with pytest.raises(ValueError, match="max_tokens"):
         model.hidden(batch, Workspace([model.buffers(10, 10, 10)]))
+
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU"))]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("biased", [True, False])
+def test_linear_and_its_epilogue(device, dtype, biased):
+    """Against fp64, with values where the tanh approximation and the exact GELU differ by 4e-4."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.randn(shape, generator=generator) for shape in ((33, 64), (48, 64), (48,)))
+    x, weight, bias = (tensor.to(device, dtype) for tensor in (x, weight / 8, bias))
+    linear, out = Linear(weight, bias if biased else None), torch.empty(33, 48, dtype=dtype, device=device)
+    exact = x.double() @ weight.double().T + (bias.double() if biased else 0)
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float64: 1e-12}[dtype]
+    torch.testing.assert_close(linear(x, out=out).double(), exact, atol=tolerance, rtol=tolerance)
+    wide = torch.nn.functional.gelu(exact, approximate="tanh")
+    assert linear.gelu(x, out=out) is out
+    torch.testing.assert_close(out.double(), wide, atol=tolerance, rtol=tolerance)

@@ -21,13 +21,16 @@ class Linear(NamedTuple):
         return self._product(x, out, gelu=False)
 
     def gelu(self, x: Tensor, out: Tensor) -> Tensor:
-        """gelu(x @ weight.T + bias) with the tanh approximation; oneDNN does it while the product is in registers."""
+        """gelu(x @ weight.T + bias) with the tanh approximation, by the product's epilogue where a library has one."""
         return self._product(x, out, gelu=True)
 
     def _product(self, x: Tensor, out: Tensor, gelu: bool) -> Tensor:
         if _one_dnn(x.device.type, x.dtype):
             epilogue = ("gelu", [], "tanh") if gelu else ("none", [], "")
             return out.copy_(torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *epilogue))
+        if gelu and x.is_cuda and self.bias is not None:
+            # cuBLASLt's epilogue; on a GPU, and only there, torch means the tanh approximation by this.
+            return torch.ops.aten._addmm_activation.out(self.bias, x, self.weight.t(), use_gelu=True, out=out)
         if self.bias is None:
             torch.mm(x, self.weight.t(), out=out)
         else:
