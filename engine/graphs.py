@@ -47,7 +47,7 @@ class Fetched:
         return self.tensors
 
 
-def upload(packed: np.ndarray, device: torch.device) -> Tensor:
+def upload(device: torch.device, packed: np.ndarray) -> Tensor:
     """uint8 [n] on its way to the device; nobody waits for it."""
     on_host = torch.from_numpy(packed)
     return on_host if device.type == "cpu" else on_host.pin_memory().to(device, non_blocking=True)

@@ -1,6 +1,8 @@
 """The integers of a tick as a device reads them: one record of bytes, whose layout its bucket fixes."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -49,7 +51,20 @@ class TickInputs(NamedTuple):
     mask_rate: Tensor
 
 
-class _Field(NamedTuple):
+class LoadedTick(NamedTuple):
+    """A tick whose integers are on the device: its record, uint8; slots int64 [A] and the template int64 [L] to write
+    into them first; slots int64 [F] that are finished afterwards, None when there are none."""
+
+    tick: Tick
+    bucket: Bucket
+    record: Tensor
+    admitted: list[tuple[Tensor, Tensor]]
+    finished: Tensor | None
+
+
+class Field(NamedTuple):
+    """Where an array lies in a buffer of bytes."""
+
     dtype: np.dtype
     shape: tuple[int, ...]
     place: slice
@@ -103,15 +118,44 @@ def record(tick: Tick, bucket: Bucket, slot_length: int, spare: int) -> np.ndarr
 def read(record: Tensor, bucket: Bucket) -> TickInputs:
     """The fields of a record, uint8 [nbytes], as views."""
     fields = layout(bucket)
-    return TickInputs(*(read_array(record, *fields[name]) for name in TickInputs._fields))
+    return TickInputs(*(read_field(record, fields[name]) for name in TickInputs._fields))
 
 
-def read_array(buffer: Tensor, dtype: np.dtype, shape: tuple[int, ...], place: slice) -> Tensor:
-    """An array that lies at `place` of a buffer of bytes, as a view."""
-    return buffer[place].view(_TORCH[np.dtype(dtype)]).view(shape)
+def read_field(buffer: Tensor, field: Field) -> Tensor:
+    """An array in a buffer of bytes, as a view."""
+    return buffer[field.place].view(_TORCH[field.dtype]).view(field.shape)
 
 
-def layout(bucket: Bucket) -> dict[str, _Field]:
+def load(
+    ticks: list[Tick],
+    bucket_of: Callable[[Tick], Bucket],
+    slot_length: int,
+    spare: int,
+    upload: Callable[[np.ndarray], Tensor],
+) -> list[LoadedTick]:
+    """Ticks with everything about them that the device needs, in one upload."""
+    parcel, packed = Parcel(), []
+    for tick in ticks:
+        bucket = bucket_of(tick)
+        admitted = [
+            (parcel.add(slots.astype(np.int64)), parcel.add(planned.template)) for slots, planned, _ in tick.admitted
+        ]
+        finished = parcel.add(tick.slots[tick.finished].astype(np.int64)) if tick.finished.any() else None
+        packed.append((tick, bucket, parcel.add(record(tick, bucket, slot_length, spare)), admitted, finished))
+    read = partial(read_field, upload(parcel.packed()))
+    return [
+        LoadedTick(
+            tick,
+            bucket,
+            read(fields),
+            [(read(slots), read(template)) for slots, template in admitted],
+            None if finished is None else read(finished),
+        )
+        for tick, bucket, fields, admitted, finished in packed
+    ]
+
+
+def layout(bucket: Bucket) -> dict[str, Field]:
     """Where each field of a record lies."""
     b, r = bucket.num_sequences, bucket.num_rows
     wide, narrow = np.dtype(np.int64), np.dtype(np.int32)
@@ -128,7 +172,7 @@ def layout(bucket: Bucket) -> dict[str, _Field]:
     fields, begin = {}, 0
     for name, (dtype, shape) in shapes.items():
         size = dtype.itemsize * math.prod(shape)
-        fields[name] = _Field(dtype, shape, slice(begin, begin + size))
+        fields[name] = Field(dtype, shape, slice(begin, begin + size))
         begin = aligned(begin + size)
     return fields
 
@@ -149,9 +193,9 @@ class Parcel:
         self._arrays: list[np.ndarray] = []
         self._size = 0
 
-    def add(self, array: np.ndarray) -> _Field:
+    def add(self, array: np.ndarray) -> Field:
         """Where the array will lie in `packed()`."""
-        field = _Field(array.dtype, array.shape, slice(self._size, self._size + array.nbytes))
+        field = Field(array.dtype, array.shape, slice(self._size, self._size + array.nbytes))
         self._arrays.append(array)
         self._size = aligned(field.place.stop)
         return field

@@ -6,7 +6,7 @@ import torch
 from test_dit import make
 from toys import MASK, Toy, random_dit
 
-from unmask import Ancestral, LogitsDenoiser, NonFiniteLogits, Sampler, graphs, load
+from unmask import Ancestral, LogitsDenoiser, NonFiniteLogits, Sampler, graphs, load, slots
 from unmask import run as run_module
 from unmask.graphs import Graphs, Padded
 
@@ -105,7 +105,7 @@ def test_samples_that_are_still_on_their_way(monkeypatch):
 
     sampler = Sampler(Toy(9, 16), reveal=Ancestral(5), max_batch=2, max_resident=3)
     expected = list(sampler.stream(12, 16, seed=1))
-    monkeypatch.setattr(run_module, "Fetched", Late)
+    monkeypatch.setattr(slots, "Fetched", Late)
     late = list(sampler.stream(12, 16, seed=1))
     assert [one.index for one in late] == [one.index for one in expected]
     for one, other in zip(late, expected, strict=True):

@@ -101,7 +101,7 @@ def test_the_command_says_it_in_a_line(monkeypatch, capsys):
 
 def buffers_of(run):
     """What a run has allocated, by weak references to tensors and arrays that only it holds."""
-    held = [run._tokens, run._logprobs, run._reveal_step, *run._workspace._buffers.values()]
+    held = [run._slots.tokens, run._slots.logprobs, run._slots.reveal_step, *run._workspace._buffers.values()]
     return [weakref.ref(one) for one in held]
 
 

@@ -226,7 +226,7 @@ def test_peak_bytes_are_the_run_s_buffers():
     dit = random_dit("dit", 1, length=64)
     sampler = Sampler(dit, reveal=Ancestral(4), max_batch=4, max_resident=6)
     run = sampler.stream(2, 64)
-    held = [run._tokens, run._logprobs, run._reveal_step, *run._workspace._buffers.values()]
+    held = [run._slots.tokens, run._slots.logprobs, run._slots.reveal_step, *run._workspace._buffers.values()]
     tables = [table for table in vars(run.timeline).values() if isinstance(table, np.ndarray)]
     assert run.stats.peak_bytes == sum(part.nbytes for part in (*held, *tables))
     assert sampler.plan(2, 64).peak_bytes == run.stats.peak_bytes

@@ -8,7 +8,7 @@ import torch
 from toys import Toy
 
 from unmask import Ancestral, FirstHitting, Sampler
-from unmask.tables import ALIGNMENT, Bucket, Parcel, exact, layout, nbytes, read, read_array, record, rounded
+from unmask.tables import ALIGNMENT, Bucket, Parcel, exact, layout, nbytes, read, read_field, record, rounded
 from unmask.timeline import Limits
 
 SPARE = 10**6
@@ -113,4 +113,4 @@ def test_a_parcel_keeps_its_arrays():
     buffer = torch.from_numpy(parcel.packed())
     for array, field in zip(arrays, fields, strict=True):
         assert field.place.start % ALIGNMENT == 0
-        assert read_array(buffer, *field).tolist() == array.tolist()
+        assert read_field(buffer, field).tolist() == array.tolist()
