@@ -89,8 +89,8 @@ class StepBench:
         if why := lacks(self.options.mdlm):
             self.say(f"the published sampler is left out: {why}")
         else:
-            self.compare()
             published = Published(self.options.mdlm, self.network, self.tensors, self.device)
+            self.compare(published if self.device.type == "cpu" else self.published_on_cpu())
             # On a GPU it asks for bf16 by itself, whatever is around it.
             for dtype in (torch.float32, torch.bfloat16) if self.device.type == "cpu" else (torch.bfloat16,):
                 side = {"network": self.network, "dtype": dtype, "num_steps": self.options.num_steps}
@@ -115,11 +115,13 @@ class StepBench:
             self.report.ceilings.append(self.ceilings[dtype])
         return self.ceilings[dtype]
 
-    def compare(self) -> None:
-        """Our log-probabilities with the published ones in fp32 on a CPU: fp32 must be close, and bf16 as close as the
+    def published_on_cpu(self) -> Published:
+        tensors = {name: tensor.cpu() for name, tensor in self.tensors.items()}
+        return Published(self.options.mdlm, self.network, tensors, _CPU)
+
+    def compare(self, published: Published) -> None:
+        """Our log-probabilities with the published ones in fp32, on a CPU: fp32 must be close, and bf16 as close as the
         published network in bf16. A side that is not is timed no further."""
-        on_cpu = {name: tensor.cpu() for name, tensor in self.tensors.items()}
-        published = Published(self.options.mdlm, self.network, on_cpu, _CPU)
         tokens = half_masked(self.network, 1, _CPU)
         exact, rounded = (published.log_probs(tokens, narrow)[0].float() for narrow in (False, True))
         for side in list(self.sides):
@@ -192,12 +194,11 @@ class StepBench:
         )
 
     def time_growth(self) -> list[StepRow]:
-        """Whole runs, in the first dtype, of a network so narrow that they can be."""
-        network, dtype, batch = (
-            NETWORKS[self.options.narrow],
-            getattr(torch, self.options.dtype[0]),
-            self.options.sequences,
-        )
+        """Whole runs, in the first dtype that is timed, of a network so narrow that they can be."""
+        dtypes = [side.dtype for side in self.sides if side.kind == "implementation"]
+        if not dtypes:
+            return []
+        network, dtype, batch = NETWORKS[self.options.narrow], dtypes[0], self.options.sequences
         model = denoiser(network, random_tensors(network, self.device), dtype, self.device)
         sides = [Ours(network=network, dtype=dtype, num_steps=num_steps, model=model) for num_steps in GROWTH]
         runs = {side: partial(side.sampler(batch).sample, batch, network.length) for side in sides}
