@@ -29,6 +29,7 @@ BUILDS = {  # the most that can be built, in seconds
 }
 SECONDS = 570.0  # for everything
 TESTS = 200.0
+STEPS = 90.0
 SHAPES = {"mdlm-small": 1 / 3, "llada-8b": 1 / 2, "dream-7b": 1.0}  # share that each may take of the time left
 _TAIL = 20  # lines of a failed stage that the terminal shows
 
@@ -132,6 +133,7 @@ def main() -> int:
         sys.exit("gpu-check: nothing could be installed")
     check.stage("info", [sys.executable, "-c", "import unmask.cli; unmask.cli.main()", "info"], 60)
     check.stage("tests", [sys.executable, "-m", "pytest", *tests()], TESTS)
+    check.stage("benchmark step", step(check.out), STEPS)
     for shape, share in SHAPES.items():
         limit = check.left * share - 5
         command = [sys.executable, "-m", "benchmarks.sample_head", "--device", "cuda", "--shape", shape]
@@ -141,8 +143,23 @@ def main() -> int:
     return int(any(stage.status != "passed" for stage in check.stages))
 
 
+def step(out: Path) -> list[str]:
+    """The step benchmark, beside the published sampler if MDLM names a checkout of it."""
+    command = [sys.executable, "-m", "benchmarks.step", "--device", "cuda", "--seconds", "2", "--steps", "16"]
+    command += ["--budget", f"{STEPS - 30:.0f}", "--out", str(out / "step.json")]
+    checkout = os.environ.get("MDLM")
+    return [*command, "--mdlm", str(Path(checkout).resolve())] if checkout else command
+
+
 def summary(check: Check) -> None:
-    """A short table at the very end: the fastest implementation at each size beside the floor and the fastest peer."""
+    """Short tables at the very end: of a step, then the fastest implementation of sample_head at each size beside the
+    floor and the fastest peer."""
+    path = check.out / "step.json"
+    tell("one step: B, side, by hand on an H200 ms, predicted here ms, measured ms")
+    for row in json.loads(path.read_text())["rows"] if path.exists() else []:
+        if row["case"] == "step":
+            figures = (1e3 * (one or 0) for one in (row["roofline"], row["predicted"], row["timing"]["median"]))
+            tell(f"  {row['batch']:>6}  {row['variant']:<10}" + "".join(f"{figure:>12,.2f}" for figure in figures))
     for shape in SHAPES:
         path = check.out / f"sample_head-{shape}.json"
         rows = json.loads(path.read_text())["rows"] if path.exists() else []

@@ -3,6 +3,8 @@
 import os
 import platform
 import subprocess
+import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -35,6 +37,17 @@ def describe(device: torch.device) -> dict:
         "commit": commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def command(module: str, arguments: Sequence[str] | None) -> list[str]:
+    """How a benchmark was called, without saying where its files lie: of a path that leaves the folder, the name."""
+
+    def shown(argument: str) -> str:
+        option, equals, value = argument.rpartition("=")
+        path = Path(value)
+        return option + equals + (path.name if path.is_absolute() or ".." in path.parts else value)
+
+    return ["python", "-m", module, *map(shown, sys.argv[1:] if arguments is None else arguments)]
 
 
 def commit() -> str | None:

@@ -135,12 +135,15 @@ class Report:
                 f"({ceilings.by} of {ceilings.num_bytes / 1e6:,.1f} MB), {ceilings.product / 1e9:,.0f} GFLOP/s",
                 highlight=False,
             )
-        for _, group in groupby(self.rows, lambda pair: _title(pair[0])):
-            console.print(_table(list(group)))
+        for table in self.tables():
+            console.print(table)
         for failure in self.failures:
             console.print(f"[red]{escape(failure)}[/red]")
         if self.partial:
             console.print("[yellow]partial: not everything asked for was measured[/yellow]")
+
+    def tables(self) -> list[Table]:
+        return [_table(list(group)) for _, group in groupby(self.rows, lambda pair: _title(pair[0]))]
 
 
 def _title(row: Row) -> str:

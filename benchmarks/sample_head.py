@@ -16,9 +16,10 @@ import torch
 from rich.console import Console
 
 from benchmarks import memory, verify
+from benchmarks.arguments import count, counts, names
 from benchmarks.cases import PARTS, SHAPES, HeadCase, Shape, head_case, head_weight
 from benchmarks.ceilings import Ceilings, measure, readers
-from benchmarks.machine import describe
+from benchmarks.machine import command, describe
 from benchmarks.peers.torch_chain import head_alone
 from benchmarks.report import Report, Row, with_ratios
 from benchmarks.samplers import Sampler, head_samplers
@@ -41,8 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.exit("--device cuda: torch sees no GPU here")
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
-    command = "python", "-m", "benchmarks.sample_head", *(sys.argv[1:] if arguments is None else arguments)
-    report = Report(list(command), describe(device))
+    report = Report(command("benchmarks.sample_head", arguments), describe(device))
     console = Console(stderr=True)
     console.width = max(console.width, _WIDTH)
     try:
@@ -196,8 +196,9 @@ class HeadBench:
     def weigh(self, row: Row, case: HeadCase, sampler: Sampler) -> Row:
         if row.seconds is None:
             return row
-        on_cpu = self.device.type == "cpu"
-        return replace(row, memory=memory.on_cpu(row.variant, case) if on_cpu else memory.on_gpu(case, sampler.draw))
+        if self.device.type == "cpu":
+            return replace(row, memory=memory.on_cpu(row.variant, case))
+        return replace(row, memory=memory.on_gpu(lambda: sampler.draw(case.hidden, case.weight, case.keys)))
 
     def row(self, case: HeadCase, variant: str, kind: str) -> Row:
         return Row(
@@ -223,40 +224,23 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--device", choices=DEFAULTS, default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--dtype", type=_dtypes, help=f"some of {','.join(DTYPES)}; default: what the device is for")
-    add("--rows", type=_counts, help="numbers of rows, as in 1,8,32")
+    add("--dtype", type=names(DTYPES), help=f"some of {','.join(DTYPES)}; default: what the device is for")
+    add("--rows", type=counts, help="numbers of rows, as in 1,8,32")
     add("--shape", type=_shape, action="append", metavar="D,V", help=f"or one of {', '.join(SHAPES)}; may be repeated")
-    add("--threads", type=_count, default=torch.get_num_threads(), help="CPU threads (default: torch's choice)")
+    add("--threads", type=count, default=torch.get_num_threads(), help="CPU threads (default: torch's choice)")
     add("--out", type=Path, metavar="FILE.json", help="where the JSON goes, also while it grows")
-    add("--draws", type=_count, default=200_000, help="draws of the law check (default: 200000)")
+    add("--draws", type=count, default=200_000, help="draws of the law check (default: 200000)")
     add("--seconds", type=float, default=0.5, help="time given to a variant at each size (default: 0.5)")
     add("--limit", type=float, default=1.0, help="leave a variant out where one run would take longer (default: 1 s)")
     add("--budget", type=float, default=float("inf"), help="seconds after which no new size is begun")
     add("--memory", action=argparse.BooleanOptionalAction, default=True, help="measure the memory of the largest size")
     options = parser.parse_args(arguments)
     defaults = DEFAULTS[options.device]
-    options.dtype = options.dtype or _dtypes(defaults["dtype"])
-    options.rows = options.rows or _counts(defaults["rows"])
+    options.dtype = options.dtype or names(DTYPES)(defaults["dtype"])
+    options.rows = options.rows or counts(defaults["rows"])
     options.shape = options.shape or [SHAPES[name] for name in defaults["shape"]]
     options.deadline = time.monotonic() + options.budget
     return options
-
-
-def _dtypes(text: str) -> list[str]:
-    names = text.split(",")
-    if not set(names) <= set(DTYPES):
-        raise argparse.ArgumentTypeError(f"must be names out of {','.join(DTYPES)}, got {text!r}")
-    return names
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a positive integer, got {text!r}")
-    return int(text)
-
-
-def _counts(text: str) -> list[int]:
-    return sorted({_count(part) for part in text.split(",")})
 
 
 def _shape(text: str) -> Shape:
@@ -265,7 +249,7 @@ def _shape(text: str) -> Shape:
     sizes = text.split(",")
     if len(sizes) != 2:
         raise argparse.ArgumentTypeError(f"must be D,V or one of {', '.join(SHAPES)}, got {text!r}")
-    return Shape(*map(_count, sizes))
+    return Shape(*map(count, sizes))
 
 
 if __name__ == "__main__":

@@ -97,29 +97,35 @@ def gelu_tanh(x):
     return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
-def forward(state, tokens, num_heads, sigma=0.0):
-    """(hidden [L, D] after the final norm, logits [L, V]) of one sequence of token ids, in the dtype of `state`."""
-    dim = state["vocab_embed.embedding"].shape[1]
-    conditioned = "sigma_map.mlp.0.weight" in state
-    c = conditioning(state, sigma) if conditioned else None
+def modulation(state, prefix, num, sigma):
+    """What adaLN gives a block (six vectors) or the final norm (two); the identity where there is none."""
+    if "sigma_map.mlp.0.weight" not in state:
+        return (0.0, 0.0, 1.0, 0.0, 0.0, 1.0)[:num]
+    c = conditioning(state, sigma)
+    vectors = state[prefix + "adaLN_modulation.weight"] @ c + state[prefix + "adaLN_modulation.bias"]
+    return vectors.split(state["vocab_embed.embedding"].shape[1])
 
-    def modulation(prefix, num):
-        if not conditioned:
-            identity = {6: (0.0, 0.0, 1.0, 0.0, 0.0, 1.0), 2: (0.0, 0.0)}
-            return identity[num]
-        return (state[prefix + "adaLN_modulation.weight"] @ c + state[prefix + "adaLN_modulation.bias"]).split(dim)
 
-    x = state["vocab_embed.embedding"][tokens]
+def residuals(state, tokens, num_heads, sigma=0.0):
+    """The residual stream [L, D] after each block, for one sequence of token ids."""
+    x, after = state["vocab_embed.embedding"][tokens], []
     num_blocks = len([name for name in state if name.endswith("attn_qkv.weight")])
     for i in range(num_blocks):
         block = f"blocks.{i}."
-        shift1, scale1, gate1, shift2, scale2, gate2 = modulation(block, 6)
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation(state, block, 6, sigma)
         y = layer_norm(x, state[block + "norm1.weight"]) * (1 + scale1) + shift1
         x = x + gate1 * attention(y, state, block, num_heads)
         y = layer_norm(x, state[block + "norm2.weight"]) * (1 + scale2) + shift2
         y = gelu_tanh(y @ state[block + "mlp.0.weight"].T + state[block + "mlp.0.bias"])
         x = x + gate2 * (y @ state[block + "mlp.2.weight"].T + state[block + "mlp.2.bias"])
-    shift, scale = modulation("output_layer.", 2)
+        after.append(x)
+    return after
+
+
+def forward(state, tokens, num_heads, sigma=0.0):
+    """(hidden [L, D] after the final norm, logits [L, V]) of one sequence of token ids, in the dtype of `state`."""
+    x = residuals(state, tokens, num_heads, sigma)[-1]
+    shift, scale = modulation(state, "output_layer.", 2, sigma)
     hidden = layer_norm(x, state["output_layer.norm_final.weight"]) * (1 + scale) + shift
     head = state.get("output_layer.linear.weight", state["vocab_embed.embedding"])
     return hidden, hidden @ head.T + state["output_layer.linear.bias"]

@@ -6,6 +6,7 @@ import published_forward as published
 import pytest
 import torch
 
+from unmask import Ancestral, Sampler
 from unmask.denoiser import Batch, DenoiserSpec
 from unmask.models import dit
 from unmask.models.dit import DiT, Shape, tensor_shapes
@@ -100,6 +101,76 @@ def test_bf16_is_as_good_as_bf16_torch(family):
     print(family, message)
     assert ours.square().mean().sqrt() <= 0.7 * plain.square().mean().sqrt(), message
     assert ours.max() <= plain.max(), message
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_residual_stream_after_every_block(family, dtype, monkeypatch):
+    """Against fp64, and no worse than plain torch that does everything in the same dtype, but for a rounding."""
+    state, model = make(family, dtype)
+    batch, found, finish = make_batch(rows=[range(n) for n in LENGTHS]), [], dit._Call.finish
+
+    def record(call, block, vectors, residual, *others):
+        delta, gate = finish(call, block, vectors, residual, *others)
+        by_row = 1 if gate is None else gate.repeat_interleave(torch.tensor(LENGTHS), 0)
+        found.append(residual + by_row * delta)
+        return delta, gate
+
+    monkeypatch.setattr(dit._Call, "finish", record)
+    run(model, batch)
+    exact, plain = (after_each_block(state, model, batch, kind) for kind in (torch.float64, dtype))
+    assert len(found) == BLOCKS
+    slack = 4 * torch.finfo(dtype).eps
+    for ours, theirs, right in zip(found, plain, exact, strict=True):
+        ours, theirs, size = (ours - right).abs(), (theirs - right).abs(), right.abs()
+        assert ours.square().mean().sqrt() <= theirs.square().mean().sqrt() + slack * size.square().mean().sqrt() / 4
+        assert ours.max() <= theirs.max() + slack * size.max()
+
+
+def after_each_block(state, model, batch, dtype):
+    """The published residual streams of the whole batch [T, D], one for each block."""
+    state = {name: tensor.to(dtype) for name, tensor in state.items()}
+    streams = []
+    for tokens, rate in zip(batch.tokens.split(batch.lengths), batch.mask_rate.tolist(), strict=True):
+        sigma = published.sigma_of(rate) if model.spec.time_conditioned else 0.0
+        streams.append(published.residuals(state, tokens, HEADS, sigma))
+    return [torch.cat(each) for each in zip(*streams, strict=True)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_folding_is_time_conditioning_at_sigma_zero(dtype):
+    state, folded = make("mdlm", dtype)
+    conditioned = DiT(replace(folded.spec, time_conditioned=True), state, dtype=dtype)
+    assert not folded.sigma_map and conditioned.sigma_map
+    batch = replace(make_batch(), mask_rate=torch.zeros(len(LENGTHS)))  # sigma = -log(1 - 0)
+    difference = (run(folded, batch) - run(conditioned, batch)).float()
+    exact, _ = expected(state, folded, batch)
+    # In bf16 the two round different matrices, each as well as plain bf16 does.
+    plain = (expected(state, folded, batch, dtype)[0] - exact).square().mean().sqrt()
+    assert difference.abs().max() <= 2e-5 if dtype is torch.float32 else difference.square().mean().sqrt() <= plain
+
+
+class Unpruned(DiT):
+    """Queries every position in the last block, too."""
+
+    def hidden(self, batch, workspace):
+        everything = replace(batch, rows=torch.arange(len(batch.tokens)), row_counts=batch.lengths)
+        return super().hidden(everything, workspace)[batch.rows]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["mdlm", "sedd", "unmask"])
+def test_pruning_the_last_block_draws_the_same_tokens(family, dtype):
+    state, model = make(family, dtype)
+    options = {"reveal": Ancestral(20), "max_batch": 3}
+    lengths = [64, 64, 17, 40, 64, 5]
+    pruned, unpruned = (
+        Sampler(each, **options).sample(len(lengths), lengths, seed=3, prompt=[[1, 2, 3]] * len(lengths))
+        for each in (model, Unpruned(model.spec, state, dtype=dtype))
+    )
+    for one, other in zip(pruned, unpruned, strict=True):
+        assert torch.equal(one.tokens, other.tokens)
+        torch.testing.assert_close(one.logprobs, other.logprobs, atol=1e-4 if dtype is torch.float32 else 0.1, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -1,0 +1,264 @@
+"""The published MDLM sampler, github.com/kuleshov-group/mdlm, imported from a checkout and run as it is.
+
+Its network (models/dit.py) and its sampler (diffusion.py, `ddpm_cache`) are the checkout's own lines. What these import
+for training alone is replaced by stand-ins that do nothing, and flash-attention, which wants a GPU, by torch's SDPA and
+the same rotation in plain torch. einops, which the network calls, must be installed.
+"""
+
+import importlib
+import itertools
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.network import Network
+from benchmarks.trajectory import EPS
+
+_FILES = ("diffusion.py", "models/dit.py")
+_MODULES = ("dataloader", "diffusion", "models", "noise_schedule", "utils")
+_TRAINING = (
+    *("causal_conv1d", "datasets", "hydra", "lightning", "mamba_ssm", "omegaconf", "requests", "timm"),
+    *("torchmetrics", "transformers"),
+)
+
+
+def lacks(checkout: Path | None) -> str | None:
+    """Why the published sampler cannot run, or None."""
+    if checkout is None:
+        return "needs a checkout of github.com/kuleshov-group/mdlm, given with --mdlm"
+    if missing := [name for name in _FILES if not (checkout / name).is_file()]:
+        return f"the checkout given with --mdlm lacks {missing[0]}"
+    return None if find_spec("einops") else "einops is not installed (pip install einops)"
+
+
+class Published:
+    """The sampler with the given weights. `narrow`: its products in bf16 by autocast, as published for a GPU. There it
+    asks for that itself; on a CPU it does not, and autocast is put around each step."""
+
+    def __init__(self, checkout: Path, network: Network, tensors: Mapping[str, Tensor], device: torch.device):
+        with quiet(), _importable(checkout):
+            diffusion = importlib.import_module("diffusion").Diffusion
+            self.diffusion = diffusion(_config(network), SimpleNamespace(vocab_size=network.shape.vocab_size - 1))
+        backbone = self.diffusion.backbone
+        backbone.load_state_dict({**tensors, "rotary_emb.inv_freq": backbone.rotary_emb.inv_freq})
+        self.diffusion.to(device).eval()
+        self.device = device
+
+    def log_probs(self, tokens: Tensor, narrow: bool = False) -> Tensor:
+        """log p(x0 | tokens) [B, L, V]."""
+        with quiet(), torch.no_grad(), self._precision(narrow):
+            return self.diffusion.forward(tokens, torch.zeros(len(tokens), 1, device=self.device))
+
+    def step(self, tokens: Tensor, num_steps: int, narrow: bool, p_x0: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """One step from the middle of a trajectory: (p(x0), tokens). The network runs unless p(x0) is given."""
+        t = torch.full((len(tokens), 1), 0.5, device=self.device)
+        with quiet(), torch.no_grad(), self._precision(narrow):
+            return self.diffusion._ddpm_caching_update(tokens, t, (1 - EPS) / num_steps, p_x0=p_x0)
+
+    def last(self, tokens: Tensor, narrow: bool) -> Tensor:
+        """What follows the last step: the likeliest tokens."""
+        return self.log_probs(tokens, narrow).argmax(-1)
+
+    def steps(self, tokens: Tensor, num_steps: int, first: int, count: int, narrow: bool) -> list[float]:
+        """Seconds of some consecutive steps of `_sample(num_steps)`, which is at `tokens` when step `first` begins.
+
+        The steps before are not run, and it is stopped after the last.
+        """
+        sampler, stamps, numbers = self.diffusion, [], itertools.count()
+        update = type(sampler)._ddpm_caching_update
+
+        def window(x: Tensor, t: Tensor, dt: float, p_x0: Tensor | None = None) -> tuple[Tensor | None, Tensor]:
+            if next(numbers) < first:
+                return None, x
+            stamps.append(time.perf_counter())
+            if len(stamps) > count:
+                raise _Enough
+            with self._precision(narrow):
+                return update(sampler, x, t, dt, p_x0=p_x0)
+
+        sampler._ddpm_caching_update = window
+        sampler._sample_prior = lambda *sizes: tokens
+        sampler.config.loader.eval_batch_size = len(tokens)
+        try:
+            with quiet(), suppress(_Enough):
+                sampler._sample(num_steps)
+        finally:
+            del sampler._ddpm_caching_update, sampler._sample_prior
+        return [after - before for before, after in itertools.pairwise(stamps)]
+
+    def split(self, run: Callable[[], object]) -> dict[str, float]:
+        """Seconds that one step on a CPU spends in the network's body, in its head, and in all the rest."""
+        stamps: list[float] = []
+        head = self.diffusion.backbone.output_layer.linear
+        modules = (self.diffusion.backbone, head)
+
+        def stamp(*arguments) -> None:
+            stamps.append(time.perf_counter())
+
+        hooks = [hook(stamp) for one in modules for hook in (one.register_forward_pre_hook, one.register_forward_hook)]
+        stamp()
+        run()
+        stamp()
+        for hook in hooks:
+            hook.remove()
+        begin, in_body, in_head, after_head, _, end = stamps
+        sampling = end - begin - (after_head - in_body)
+        return {"body": in_head - in_body, "head": after_head - in_head, "sampling": sampling}
+
+    def _precision(self, narrow: bool):
+        return torch.autocast("cpu", torch.bfloat16) if narrow and self.device.type == "cpu" else nullcontext()
+
+
+class _Enough(Exception):
+    """Ends the published loop."""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the warnings that old code draws from a new torch."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _config(network: Network) -> SimpleNamespace:
+    """What `Diffusion` reads of the published configuration, for inference with the weights as they are."""
+    shape = network.shape
+    model = SimpleNamespace(
+        hidden_size=shape.hidden_size,
+        cond_dim=shape.cond_dim,
+        length=network.length,
+        n_blocks=shape.num_blocks,
+        n_heads=network.num_heads,
+        scale_by_sigma=True,
+        dropout=0.1,
+    )
+    training = {"ema": 0, "antithetic_sampling": True, "importance_sampling": False, "change_of_variables": False}
+    return SimpleNamespace(
+        model=model,
+        backbone="dit",
+        parameterization="subs",
+        time_conditioning=False,
+        T=0,
+        subs_masking=False,
+        noise=SimpleNamespace(type="loglinear"),
+        loader=SimpleNamespace(eval_batch_size=1),
+        sampling=SimpleNamespace(predictor="ddpm_cache", noise_removal=True),
+        training=SimpleNamespace(**training, sampling_eps=1e-3),
+        eval=SimpleNamespace(gen_ppl_eval_model_name_or_path=None),
+        optim=SimpleNamespace(lr=3e-4),
+    )
+
+
+# --- what its files import --------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _importable(checkout: Path) -> Iterator[None]:
+    """Lets the checkout's modules be imported by their plain names, and forgets these names and the stand-ins again."""
+    finder, place = _StandIns(), str(checkout)
+    before = dict(sys.modules)
+
+    def forget() -> None:
+        for name in [name for name in sys.modules if name.split(".")[0] in (*_MODULES, *_TRAINING, "flash_attn")]:
+            del sys.modules[name]
+
+    forget()
+    sys.path.insert(0, place)
+    sys.meta_path.insert(0, finder)
+    sys.modules.update(_flash_attn())
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+        sys.path.remove(place)
+        forget()
+        sys.modules.update(before)
+
+
+class LightningModule(nn.Module):
+    """The parts of lightning's that inference touches."""
+
+    def save_hyperparameters(self) -> None:
+        pass
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32
+
+
+class _Inert:
+    """May be called, asked for any attribute and inherited from, and does nothing."""
+
+    def __call__(self, *arguments, **options) -> "_Inert":
+        return self
+
+    def __getattr__(self, name: str) -> "_Inert":
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self
+
+    def __mro_entries__(self, bases: tuple) -> tuple:
+        return ()
+
+
+class _InertModule(ModuleType):
+    def __getattr__(self, name: str) -> object:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return LightningModule if name == "LightningModule" else _Inert()
+
+
+class _StandIns:
+    """Finds the packages that only training needs, with all that is in them."""
+
+    def find_spec(self, name: str, path=None, target=None) -> ModuleSpec | None:
+        return ModuleSpec(name, self, is_package=True) if name.split(".")[0] in _TRAINING else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return _InertModule(spec.name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        pass
+
+
+def _flash_attn() -> dict[str, ModuleType]:
+    """The two functions of flash-attention that the network calls, by the names under which it does."""
+    package, layers, rotary, interface = (
+        ModuleType(f"flash_attn{rest}") for rest in ("", ".layers", ".layers.rotary", ".flash_attn_interface")
+    )
+    package.layers, layers.rotary, package.flash_attn_interface = layers, rotary, interface
+    rotary.apply_rotary_emb_qkv_ = rotate
+    interface.flash_attn_varlen_qkvpacked_func = attend
+    return {module.__name__: module for module in (package, layers, rotary, interface)}
+
+
+def rotate(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding in place, halves apart. qkv [B, L, 3, H, D]; cos, sin [L, D / 2]. Values stay as they are."""
+    cos, sin = cos[:, None, None], sin[:, None, None]
+    first, second = qkv[:, :, :2].chunk(2, dim=-1)
+    turned = first * cos - second * sin
+    second.copy_(second * cos + first * sin)
+    first.copy_(turned)
+    return qkv
+
+
+def attend(qkv: Tensor, ends: Tensor, length: int, dropout: float, causal: bool) -> Tensor:
+    """Attention of equally long sequences back to back. qkv [B L, 3, H, D] -> [B L, H, D]."""
+    query, key, value = qkv.view(-1, length, *qkv.shape[1:]).permute(2, 0, 3, 1, 4)
+    attended = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=causal)
+    return attended.transpose(1, 2).reshape(len(qkv), *qkv.shape[2:])
