@@ -55,6 +55,7 @@ class Run(Iterator[Sample]):
         self._reveal_step = np.empty((slots, length), np.int32)
         self._meter, self._num_finished = Meter(self.denoisers), 0
         self._seconds = dict.fromkeys(PHASES, 0.0)
+        self._model_seconds = {name: {"body": 0.0, "head": 0.0} for name in self.denoisers}
         self._started, self._stopped = time.perf_counter(), None
         for denoiser in self._models:
             self._check_head(denoiser)
@@ -78,6 +79,7 @@ class Run(Iterator[Sample]):
             num_ticks=self.timeline.stats.num_ticks,
             occupancy=self.timeline.stats.occupancy,
             seconds={"total": total, **phases},
+            model_seconds={name: dict(phases) for name, phases in self._model_seconds.items()},
             peak_bytes=self._workspace.nbytes + state_bytes(self.timeline),
         )
 
@@ -116,12 +118,13 @@ class Run(Iterator[Sample]):
         targets, keys = (torch.from_numpy(part).to(self._device) for part in (targets, keys))
         batch = self._batch(tick)
         chunks = denoiser.chunks(batch, self._workspace)
+        seconds = list(self._model_seconds.values())[tick.model]
         while True:
-            with self._phase("body"):
+            with self._phase("body", seconds):
                 part, hidden = next(chunks, (None, None))
             if part is None:
                 break
-            with self._phase("head"):
+            with self._phase("head", seconds):
                 drawn = self._draw(denoiser, hidden, keys[part], targets[part])
                 self._logprobs.view(-1)[targets[part]] = drawn.logprob.float()
         self._reveal_step[tick.row_slot, tick.row_position] = np.repeat(tick.steps, tick.row_counts)
@@ -181,12 +184,14 @@ class Run(Iterator[Sample]):
             yield Sample(index, tokens, logprobs, reveal_step, decode(tokens, self._tokenizer))
 
     @contextmanager
-    def _phase(self, name: str) -> Iterator[None]:
+    def _phase(self, name: str, *also: dict[str, float]) -> Iterator[None]:
         started = time.perf_counter()
         try:
             yield
         finally:
-            self._seconds[name] += time.perf_counter() - started
+            passed = time.perf_counter() - started
+            for seconds in (self._seconds, *also):
+                seconds[name] += passed
 
 
 def drawable(denoiser: Denoiser) -> Tensor:
