@@ -12,13 +12,14 @@
 from unmask import kernels
 from unmask.checkpoints import load
 from unmask.choose import Categorical
-from unmask.denoiser import Batch, Denoiser, DenoiserSpec, Flops, Head, LogitsDenoiser
+from unmask.denoiser import Batch, Denoiser, DenoiserSpec, Head, LogitsDenoiser
 from unmask.kernels.checks import NonFiniteLogits
 from unmask.plan import Plan
 from unmask.reveal import Ancestral, FirstHitting, Fixed, Order
 from unmask.sampler import Sampler
 from unmask.samples import Sample, Samples
 from unmask.schedule import Schedule
+from unmask.work import Flops
 
 __all__ = [
     "Ancestral",

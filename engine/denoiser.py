@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from unmask.kernels import Offsets
+from unmask.work import Flops, Load, Work
 from unmask.workspace import Workspace
 
 
@@ -141,25 +142,6 @@ class Head:
     bias: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class Flops:
-    """Floating-point operations of the products (a multiply-add is 2): linear layers, attention, LM head."""
-
-    blocks: int
-    attention: int
-    head: int
-
-    def __add__(self, other: "Flops") -> "Flops":
-        return Flops(self.blocks + other.blocks, self.attention + other.attention, self.head + other.head)
-
-    def __mul__(self, times: int) -> "Flops":
-        return Flops(self.blocks * times, self.attention * times, self.head * times)
-
-    @property
-    def total(self) -> int:
-        return self.blocks + self.attention + self.head
-
-
 class Denoiser(ABC):
     """A network for masked positions, split where the sampler needs it: hidden rows here, the head in a kernel."""
 
@@ -181,6 +163,13 @@ class Denoiser(ABC):
     @abstractmethod
     def flops(self, length: int, num_rows: int) -> Flops:
         """Cost of one network call for one sequence of `length` tokens of which `num_rows` are predicted."""
+
+    def work(self, load: Load) -> Work | None:
+        """The operations of a network call with this load, its head included; None where they are not known.
+
+        The numbers of `load` may be arrays, one element per call; then the sizes of the operations are arrays too.
+        """
+        return None
 
     def chunks(self, batch: Batch, workspace: Workspace) -> Iterator[tuple[slice, Tensor]]:
         """The hidden rows piece by piece, each with the slice of the batch's rows that it covers, in order."""
@@ -251,7 +240,10 @@ class LogitsDenoiser(Denoiser):
         return logits.reshape(-1, self.spec.vocab_size)[rows]
 
     def flops(self, length: int, num_rows: int) -> Flops:
-        """An estimate, as nothing is known of the model: two operations for each parameter and position."""
+        """An estimate, as nothing is known of the model: two operations for each parameter and position.
+
+        It tells no seconds, so `work` is None: how well a foreign model uses the machine is not known either.
+        """
         return Flops(blocks=2 * self.spec.num_parameters * length, attention=0, head=0)
 
 

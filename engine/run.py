@@ -25,8 +25,6 @@ from unmask.tables import Bucket, LoadedTick, TickInputs, load
 from unmask.timeline import Limits, Packing, Tick, Timeline
 from unmask.workspace import Workspace
 
-PHASES = ("plan", "body", "head", "other")
-
 
 class Run(Iterator[Sample]):
     """One run of a sampler; iterate it for its samples as they finish.
@@ -65,7 +63,8 @@ class Run(Iterator[Sample]):
         self._peak_bytes = buffer_bytes(self._models, self._limits) + timeline.nbytes
         self._meter, self._num_finished = Meter(self.denoisers), 0
         self._packing = Packing(timeline.max_batch, timeline.num_models)
-        self._seconds = dict.fromkeys(PHASES, 0.0)
+        self._seconds = {"plan": 0.0}
+        self._model_seconds = [{"body": 0.0, "head": 0.0} for _ in self._models]
         self._started, self._stopped = time.perf_counter(), None
         for denoiser in self._models:
             self._check_head(denoiser)
@@ -82,15 +81,18 @@ class Run(Iterator[Sample]):
     @property
     def stats(self) -> Stats:
         total = (self._stopped or time.perf_counter()) - self._started
-        phases = dict(self._seconds)
-        phases["body"] += sum(one.device_seconds for one in self._executors)
-        phases["other"] = max(0.0, total - sum(phases.values()))
+        models = {name: dict(seconds) for name, seconds in zip(self.denoisers, self._model_seconds, strict=True)}
+        for seconds, one in zip(models.values(), self._executors, strict=True):
+            seconds["body"] += one.device_seconds
+        phases = {phase: sum(seconds[phase] for seconds in models.values()) for phase in ("body", "head")}
+        phases = {**self._seconds, **phases}
         return Stats(
             num_samples=self._num_finished,
             cost=self._meter.cost,
             num_ticks=self._packing.num_ticks,
             occupancy=self._packing.occupancy,
-            seconds={"total": total, **phases},
+            seconds={"total": total, **phases, "other": max(0.0, total - sum(phases.values()))},
+            model_seconds=models,
             peak_bytes=self._peak_bytes,
         )
 
@@ -128,7 +130,7 @@ class Run(Iterator[Sample]):
         ticks, window = iter(self.timeline), min(one.window for one in self._executors)
         places = self._slots.length, self._slots.spare
         while True:
-            with self._phase("plan"):
+            with timed(self._seconds, "plan"):
                 taken = list(islice(ticks, window))
                 loaded = load(taken, self._bucket, *places, partial(upload, self._device))
             if not taken:
@@ -152,12 +154,13 @@ class Run(Iterator[Sample]):
         denoiser = self._models[bucket.model]
         batch = self._batch(bucket, inputs)
         chunks = denoiser.chunks(batch, self._workspace)
+        seconds = self._model_seconds[bucket.model] if self._device.type == "cpu" else None
         while True:
-            with self._phase("body", of_host=True):
+            with timed(seconds, "body"):
                 part, hidden = next(chunks, (None, None))
             if part is None:
                 break
-            with self._phase("head", of_host=True):
+            with timed(seconds, "head"):
                 drawn = self._draw(denoiser, hidden, inputs.keys[part], inputs.targets[part])
                 self._slots.logprobs.index_copy_(0, inputs.targets[part], drawn.logprob.float())
 
@@ -199,15 +202,16 @@ class Run(Iterator[Sample]):
         for index, tokens, logprobs, reveal_step in hand_out.finished(self._models[0].spec.mask_id):
             yield Sample(index, tokens, logprobs, reveal_step, decode(tokens, self._tokenizer))
 
-    @contextmanager
-    def _phase(self, name: str, of_host: bool = False) -> Iterator[None]:
-        """Counts the host's seconds; `of_host`: only where the work is the host's own."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            if not of_host or self._device.type == "cpu":
-                self._seconds[name] += time.perf_counter() - started
+
+@contextmanager
+def timed(seconds: dict[str, float] | None, name: str) -> Iterator[None]:
+    """Adds the host's time to seconds[name]; None where another clock tells it."""
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        if seconds is not None:
+            seconds[name] += time.perf_counter() - started
 
 
 def drawable(denoiser: Denoiser) -> Tensor:

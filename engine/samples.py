@@ -50,6 +50,8 @@ class Stats:
 
     cost: network calls and the FLOPs really done. num_ticks, occupancy: see `unmask.timeline`. seconds: "total" and its
     phases "plan" (reveal plans and tick packing), "body" (hidden rows), "head" (head, draw and write), "other".
+    model_seconds: "body" and "head" of each model. On a GPU, which the host does not wait for, the device's own clock
+    tells the time of whole ticks: it is all "body", and "other" is what the device was not at work.
     peak_bytes: as in `Plan`.
     """
 
@@ -58,6 +60,7 @@ class Stats:
     num_ticks: int
     occupancy: float
     seconds: dict[str, float]
+    model_seconds: dict[str, dict[str, float]]
     peak_bytes: int
 
     @property
@@ -92,7 +95,7 @@ class Stats:
             "flops": {name: flops.total for name, flops in self.cost.flops.items()},
             "flops_total": flops_dict(self.cost.total),
             "saved": asdict(self.cost.saving),
-            "seconds": self.seconds,
+            "seconds": {**self.seconds, "models": self.model_seconds},
             "peak_bytes": self.peak_bytes,
         }
 

@@ -10,7 +10,7 @@ from toys import MASK, Toy, random_dit
 
 from unmask import Ancestral, FirstHitting, Sampler
 from unmask.cost import Meter
-from unmask.denoiser import Flops
+from unmask.work import Flops
 
 LENGTH = 16
 

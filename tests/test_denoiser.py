@@ -4,7 +4,8 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models
 
-from unmask.denoiser import Batch, DenoiserSpec, Flops, LogitsDenoiser, check_compatible, fingerprint, spans
+from unmask.denoiser import Batch, DenoiserSpec, LogitsDenoiser, check_compatible, fingerprint, spans
+from unmask.work import Flops
 from unmask.workspace import Workspace
 
 VOCAB = 11

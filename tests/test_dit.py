@@ -154,7 +154,8 @@ class Unpruned(DiT):
     """Queries every position in the last block, too."""
 
     def hidden(self, batch, workspace):
-        everything = replace(batch, rows=torch.arange(len(batch.tokens)), row_counts=batch.lengths)
+        every = torch.arange(len(batch.tokens))
+        everything = replace(batch, rows=every, row_counts=batch.lengths, row_positions=None)
         return super().hidden(everything, workspace)[batch.rows]
 
 

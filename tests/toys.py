@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unmask.denoiser import Batch, Denoiser, DenoiserSpec, Flops, Head
+from unmask.denoiser import Batch, Denoiser, DenoiserSpec, Head
 from unmask.models.dit import DiT, Shape, tensor_shapes
+from unmask.work import Flops
 
 MASK = 1  # neither first nor last, so that ids and ranks of real tokens differ
 

@@ -27,9 +27,10 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from unmask.denoiser import Batch, Denoiser, DenoiserSpec, Flops, Head
+from unmask.denoiser import Batch, Denoiser, DenoiserSpec, Head
 from unmask.kernels import Offsets, add_norm, attention
 from unmask.models.linear import Linear
+from unmask.work import AddNorm, Attention, Count, Draw, Flops, Load, Operation, Product, Work
 from unmask.workspace import Workspace
 
 EPS = 1e-5  # of every layer norm
@@ -257,14 +258,36 @@ class DiT(Denoiser):
 
     def flops(self, length: int, num_rows: int) -> Flops:
         """Exactly the products of one call: the last block's queries, attention and MLP at `num_rows` rows only."""
+        return self.work(Load.of((length,), (num_rows,))).flops
+
+    def work(self, load: Load) -> Work:
+        """Copies and gathers are left out."""
         d, m, full = self.spec.hidden_size, self.spec.intermediate_size, self.spec.num_blocks - 1
-        after = d * d + 2 * d * m  # attn_out and the MLP
-        blocks = full * length * (3 * d * d + after) + length * 2 * d * d + num_rows * (d * d + after)
+        batch, tokens, rows = load.num_sequences, load.num_tokens, load.num_rows
+        heads = self.spec.num_heads, d // self.spec.num_heads
+
+        def finish(times: int, rows: Count) -> list[tuple[int, Operation]]:
+            pieces = -(-rows // ROWS)
+            mlp = Product(rows, d, m, gelu=True, calls=pieces), Product(rows, m, d, calls=pieces)
+            return [(times, operation) for operation in (Product(rows, d, d), AddNorm(rows, d), *mlp)]
+
+        body = [
+            (full, AddNorm(tokens, d)),
+            (full, Product(tokens, d, 3 * d)),
+            (full, Attention(batch, tokens, tokens, load.num_pairs, *heads)),
+            *finish(full, tokens),
+            (1, AddNorm(tokens, d)),
+            (1, Product(rows, d, d)),
+            (1, Product(tokens, d, 2 * d)),
+            (1, Attention(batch, rows, tokens, load.num_row_pairs, *heads)),
+            *finish(1, rows),
+            (1, AddNorm(rows, d)),
+        ]
         if self.sigma_map:
             c = self.sigma_map["sigma_map.mlp.2.bias"].numel()
-            blocks += FREQUENCIES * c + c * c + (6 * d * self.spec.num_blocks + 2 * d) * c
-        attention = 2 * d * length * (full * length + num_rows)
-        return Flops(2 * blocks, 2 * attention, 2 * num_rows * d * self.spec.vocab_size)
+            body += [(1, Product(batch, FREQUENCIES, c)), (1, Product(batch, c, c)), (1, Product(batch, c, 2 * d))]
+            body += [(self.spec.num_blocks, Product(batch, c, 6 * d))]
+        return Work(tuple(body), Draw(rows, d, self.spec.vocab_size))
 
 
 class _Call:
