@@ -10,9 +10,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from unmask.checkpoints import load
+from unmask.checkpoints import faster_dtype, load
 from unmask.choose import Categorical
+from unmask.dtype import parse as parse_dtype
 from unmask.info import collect
+from unmask.measure import calibrate
 from unmask.progress import Progress, Unmasking
 from unmask.reveal import parse
 from unmask.sampler import Sampler
@@ -77,7 +79,10 @@ TopK = Annotated[int | None, typer.Option(help="Draw from the k likeliest tokens
 TopP = Annotated[
     float | None, typer.Option(help="Draw from the fewest likeliest tokens that hold this share of the probability.")
 ]
-Dtype = Annotated[str, typer.Option(help="float32 or bfloat16.")]
+Dtype = Annotated[
+    str,
+    typer.Option(help="float32, bfloat16, or auto: the faster on this machine. Where exactness is claimed: float32."),
+]
 Device = Annotated[str, typer.Option(help="Where the models live: cpu, cuda.")]
 Threads = Annotated[
     int | None, typer.Option(help="CPU threads; 1 is often fastest on a busy machine. Default: torch's choice.")
@@ -139,11 +144,23 @@ def plan(
     suffix: SuffixText = None,
     tokenizer: TokenizerFile = None,
     max_batch: MaxBatch = 16,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    threads: Threads = None,
+    recalibrate: Annotated[
+        bool, typer.Option("--recalibrate", help="Measure this machine anew, for example when it was busy before.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Count the network calls, ticks and FLOPs of a run without running it."""
-    sampler = _sampler(model, schedule, reveal, Categorical(), max_batch, "float32", "cpu", None, tokenizer)
-    planned = sampler.plan(num_samples, length, seed=seed, prompt=prompt, suffix=suffix)
+    """Count the network calls, ticks and FLOPs of a run, and predict its seconds, without running it.
+
+    The first time, and with --recalibrate, it measures for a few seconds how fast this machine is, and keeps the result
+    in ~/.cache/unmask ($XDG_CACHE_HOME/unmask). The seconds are those of a machine as busy as it was then.
+    """
+    sampler = _sampler(model, schedule, reveal, Categorical(), max_batch, dtype, device, threads, tokenizer)
+    first = next(iter(sampler.models.values()))
+    calibration = calibrate(first.device, first.dtype, again=recalibrate, tell=_tell)
+    planned = sampler.plan(num_samples, length, seed=seed, prompt=prompt, suffix=suffix, calibration=calibration)
     print(json.dumps(planned.to_json()) if as_json else planned)
 
 
@@ -252,8 +269,7 @@ def _sampler(
     tokenizer: Path | None,
 ) -> Sampler:
     _set_threads(threads)
-    if dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"dtype must be float32 or bfloat16, got {dtype!r}")
+    chosen = parse_dtype(dtype)
     if schedule is None and not model:
         schedule = SANDWICH
     policy = parse(reveal)
@@ -263,7 +279,11 @@ def _sampler(
         raise ValueError(f"model names must differ, got {', '.join(names)}; write NAME=SOURCE")
     if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
         raise ValueError(f"device must be cpu, or cuda where torch {torch.__version__} finds one, got {device!r}")
-    options = {"dtype": getattr(torch, dtype), "device": device, "tokenizer": tokenizer}
+    if chosen is None:
+        choice = faster_dtype([source for _, source in named], device=device)
+        chosen = choice.dtype
+        _tell(str(choice))
+    options = {"dtype": chosen, "device": device, "tokenizer": tokenizer}
     models = {name: load(source, **options) for name, source in named}
     return Sampler(models, schedule=schedule, reveal=policy, choose=choose, max_batch=max_batch)
 
@@ -279,6 +299,10 @@ def _set_threads(threads: int | None) -> None:
     if threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
     torch.set_num_threads(threads)
+
+
+def _tell(message: str) -> None:
+    print(message, file=sys.stderr)
 
 
 def _view(sampler: Sampler) -> Progress:

@@ -4,8 +4,9 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-from unmask.denoiser import Denoiser, Flops
+from unmask.denoiser import Denoiser
 from unmask.timeline import Tick
+from unmask.work import Flops
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,35 @@ class Cost:
         with_schedule, without = self.total, self.one_model
         body, body_alone = with_schedule.total - with_schedule.head, without.total - without.head
         return Saving(_saved(with_schedule.total, without.total), _saved(body, body_alone))
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """What a run is predicted to take, in seconds.
+
+    models: "body" (hidden rows) and "head" (head, draw and write) of each model, as in `Stats.model_seconds`. other:
+    everything else, the reveal plans and the packing of ticks included.
+    """
+
+    models: Mapping[str, Mapping[str, float]]
+    other: float
+
+    def of(self, phase: str) -> float:
+        """ "body" or "head" of all models together."""
+        return sum(phases[phase] for phases in self.models.values())
+
+    @property
+    def total(self) -> float:
+        return self.of("body") + self.of("head") + self.other
+
+    def to_json(self) -> dict:
+        """In the form of `Stats.seconds`, with the models' own beside them."""
+        phases = {"total": self.total, "body": self.of("body"), "head": self.of("head"), "other": self.other}
+        return {**phases, "models": {name: dict(phases) for name, phases in self.models.items()}}
+
+    def __str__(self) -> str:
+        bodies = ", ".join(f"{name} {phases['body']:.3g}" for name, phases in self.models.items())
+        return f"{self.total:.3g} s ({bodies}, head {self.of('head'):.2g}, other {self.other:.2g})"
 
 
 class Meter:

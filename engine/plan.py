@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
-from unmask.cost import Cost, flops_dict
+from unmask.cost import Cost, Seconds, flops_dict
 
 
 @dataclass(frozen=True, eq=False)
@@ -12,7 +12,8 @@ class Plan:
     num_samples, num_tokens: sequences, and positions to reveal in all of them. reveal, schedule: as text.
     num_ticks, occupancy: see `unmask.timeline`. cost: the calls, their FLOPs and the schedule's saving.
     peak_bytes: all buffers of the run together: without the weights, the scratch memory of operators (the head's is at
-    most 8 MiB) and whatever a `LogitsDenoiser`'s model allocates.
+    most 8 MiB) and whatever a `LogitsDenoiser`'s model allocates. seconds: predicted from a calibration; None without
+    one, and with a `LogitsDenoiser`, of which nothing is known to predict them from.
     """
 
     num_samples: int
@@ -23,6 +24,7 @@ class Plan:
     occupancy: float
     cost: Cost
     peak_bytes: int
+    seconds: Seconds | None = None
 
     @property
     def events(self) -> int:
@@ -54,11 +56,13 @@ class Plan:
             "flops_one_model": flops_dict(self.cost.one_model),
             "saved": asdict(self.cost.saving),
             "peak_bytes": self.peak_bytes,
+            "seconds": None if self.seconds is None else self.seconds.to_json(),
         }
 
     def __str__(self) -> str:
         flops, saving = self.cost.total, self.cost.saving
         nfe = ", ".join(f"{name} {value:.1f}" for name, value in self.nfe.items())
+        predicted = () if self.seconds is None else (f"predicted       {self.seconds}",)
         return "\n".join(
             (
                 f"{self.num_samples} sequences, {self.num_tokens:,} tokens to reveal; {self.reveal}; {self.schedule}",
@@ -69,5 +73,6 @@ class Plan:
                 f"saved           {saving.with_head:.1%} against the costliest model alone "
                 f"({saving.without_head:.1%} without the head)",
                 f"memory          {self.peak_bytes / 2**20:.1f} MiB beyond the weights",
+                *predicted,
             )
         )

@@ -1,5 +1,6 @@
 """The sampler: validates a request, plans it, and starts the loop."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -9,6 +10,7 @@ import torch
 from tokenizers import Tokenizer
 
 from unmask import memory
+from unmask.calibration import Calibration
 from unmask.choose import Categorical
 from unmask.cost import Meter
 from unmask.denoiser import Denoiser, check_compatible
@@ -21,6 +23,7 @@ from unmask.run import Run, buffer_bytes
 from unmask.samples import Samples
 from unmask.schedule import Schedule
 from unmask.timeline import Events, Limits, Tick, Timeline, events
+from unmask.work import Load
 
 # Sequences are planned together up to this many positions, to share the cost of the array operations.
 PLANNED_POSITIONS = 1 << 14
@@ -117,13 +120,19 @@ class Sampler:
         seed: int = 0,
         prompt: Prompt | Iterable[Prompt] | None = None,
         suffix: Prompt | Iterable[Prompt] | None = None,
+        calibration: Calibration | None = None,
     ) -> Plan:
-        """What `sample` with the same arguments will do: every network call, counted, without making one."""
+        """What `sample` with the same arguments will do: every network call, counted, without making one.
+
+        With the calibration of a machine (`unmask.measure.calibrate`) it also predicts the seconds of the run there.
+        """
         requests = self._requests(num_samples, length, prompt, suffix)
         timeline = self._timeline(requests, length, seed, num_samples)
-        meter = Meter(self.models)
+        meter, loads, names = Meter(self.models), Counter(), list(self.models)
         for tick in timeline:
             meter.add(tick)
+            if calibration is not None:
+                loads[names[tick.model], Load.of(tick.lengths.tolist(), tick.row_counts.tolist())] += 1
         return Plan(
             num_samples=int(num_samples),
             num_tokens=self._num_masked(requests),
@@ -133,6 +142,7 @@ class Sampler:
             occupancy=timeline.stats.occupancy,
             cost=meter.cost,
             peak_bytes=buffer_bytes(list(self.models.values()), timeline.limits) + timeline.nbytes,
+            seconds=None if calibration is None else calibration.predict(self.models, loads),
         )
 
     def sample(

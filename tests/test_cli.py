@@ -12,9 +12,11 @@ from rich.console import Console
 from rich.control import strip_control_codes
 
 import unmask
-from unmask import checkpoints, cli
+from unmask import checkpoints, cli, measure
+from unmask.calibration import Calibration
 from unmask.models.dit import Shape, tensor_shapes
 from unmask.progress import Bar, Lines, Progress, Unmasking
+from unmask.sampler import Sampler
 from unmask.training import corpus
 
 
@@ -52,8 +54,18 @@ def pair(texts, tmp_path_factory):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs `unmask ARGUMENTS` and gives (exit status, standard output, standard error)."""
+def run(monkeypatch, capsys, tmp_path):
+    """Runs `unmask ARGUMENTS` and gives (exit status, standard output, standard error); measures nothing."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    rates = {
+        "Product": dict.fromkeys(("call", "weight", "output", "gelu", "flop"), 1e-9),
+        "Attention": dict.fromkeys(("call", "sequence", "query", "key", "score", "flop"), 1e-9),
+        "AddNorm": dict.fromkeys(("call", "element"), 1e-9),
+        "Draw": dict.fromkeys(("call", "weight", "logit", "flop"), 1e-9),
+    }
+    monkeypatch.setattr(
+        measure, "measure", lambda device, dtype, tell: Calibration(measure.describe(device, dtype), rates, 0.5)
+    )
 
     def command(*arguments):
         monkeypatch.setattr(sys, "argv", ["unmask", *map(str, arguments)])
@@ -85,13 +97,27 @@ class TestSample:
         stats = found["stats"]
         assert stats.keys() >= {"nfe", "events", "ticks", "occupancy", "flops", "seconds", "peak_bytes"}
         assert stats["nfe"].keys() == stats["flops"].keys() == {"heavy", "light"}
+        by_model = stats["seconds"].pop("models")
         assert stats["seconds"].keys() == {"total", "plan", "body", "head", "other"}
         assert min(stats["seconds"].values()) >= 0 and stats["seconds"]["body"] > 0
+        for phase in ("body", "head"):
+            assert sum(phases[phase] for phases in by_model.values()) == pytest.approx(stats["seconds"][phase])
 
     def test_agrees_with_the_library(self, run, pair):
         _, out, _ = run("sample", "-n", 2, "--length", 8, "--seed", 3, "--json", "-m", pair[0], "--reveal", "fixed:4")
         sampler = unmask.Sampler(unmask.load(pair[0]), reveal=unmask.Fixed(4))
         assert json.loads(out)["tokens"] == sampler.sample(2, 8, seed=3).tokens.tolist()
+
+    @pytest.mark.parametrize("choice", [torch.float32, torch.bfloat16])
+    def test_auto_chooses_one_dtype_for_all_and_says_so(self, run, pair, monkeypatch, choice):
+        other = torch.bfloat16 if choice is torch.float32 else torch.float32
+        monkeypatch.setattr("unmask.dtype.in_turns", lambda runs, **options: {choice: [0.003], other: [0.004]})
+        made = []
+        monkeypatch.setattr(cli, "Sampler", lambda models, **options: made.append(models) or Sampler(models, **options))
+        status, _, err = run("sample", "-n", 1, "--length", 8, "--dtype", "auto", *models(pair))
+        names = [str(dtype).removeprefix("torch.") for dtype in (choice, other)]
+        assert status == 0 and err.startswith(f"dtype {names[0]}: a block takes 3 ms, 4 ms in {names[1]}\n")
+        assert {model.dtype for model in made[0].values()} == {choice}
 
     def test_prompt_and_suffix_stand_where_they_were_put(self, run, pair):
         arguments = ("--length", 24, "--prompt", "peace<mask:2>war", "--suffix", "union", "--json", "-m", pair[0])
@@ -134,7 +160,7 @@ class TestSample:
             (("--temperature", "-1"), "temperature"),
             (("--top-k", "0"), "top_k"),
             (("--top-p", "0"), "top_p"),
-            (("--dtype", "float16"), "float16"),
+            (("--dtype", "float16"), "dtype must be float32, bfloat16 or auto, got 'float16'"),
             (("--device", "banana"), "banana"),
             (("--prompt", "peace<mask:0>"), "<mask:0>"),
             (("--prompt", "peace<mask:4"), "<mask:4"),
@@ -169,9 +195,20 @@ class TestPlan:
         for key in ("events", "ticks", "occupancy", "nfe", "saved", "peak_bytes"):
             assert planned[key] == stats[key]
 
+    def test_predicts_seconds_after_one_measurement(self, run, pair):
+        arguments = ("plan", "-n", 4, "--length", 16, "--reveal", "ancestral:8", "--json", *models(pair))
+        status, out, err = run(*arguments)
+        seconds, ticks = json.loads(out)["seconds"], json.loads(out)["ticks"]
+        assert status == 0 and err.startswith("measuring how fast this machine is in float32") and err.count("\n") == 1
+        assert seconds["total"] == seconds["body"] + seconds["head"] + seconds["other"]
+        assert seconds["other"] == 0.5 * ticks and seconds["models"].keys() == {"heavy", "light"}
+        assert run(*arguments) == (0, out, "")
+        assert "measuring" in run(*arguments, "--recalibrate")[2]
+        assert "in bfloat16" in run(*arguments, "--dtype", "bfloat16")[2]
+
     def test_readable(self, run, pair):
         _, out, _ = run("plan", "-n", 4, "--length", 16, "--reveal", "first-hitting", "-m", pair[0])
-        assert "16.0 per sequence" in out and "first-hitting" in out
+        assert "16.0 per sequence" in out and "first-hitting" in out and "predicted" in out
 
 
 class TestInfo:

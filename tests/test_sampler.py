@@ -217,6 +217,9 @@ def test_a_plan_tells_what_the_run_does(name):
     assert plan.num_tokens == (samples.reveal_step >= 0).sum()
     assert plan.num_samples == stats.num_samples == len(samples)
     assert min(stats.seconds.values()) >= 0 and stats.seconds["body"] > 0
+    assert stats.model_seconds.keys() == stats.cost.flops.keys()
+    for phase in ("body", "head"):
+        assert sum(phases[phase] for phases in stats.model_seconds.values()) == pytest.approx(stats.seconds[phase])
     steps = [set(sample.reveal_step.tolist()) - {-1} for sample in samples]
     assert plan.events == sum(map(len, steps))
 

@@ -28,6 +28,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from unmask.denoiser import Batch, Denoiser, DenoiserSpec, Head
+from unmask.dtype import DTYPES, short
 from unmask.kernels import Offsets, add_norm, attention
 from unmask.models.linear import Linear
 from unmask.work import AddNorm, Attention, Count, Draw, Flops, Load, Operation, Product, Work
@@ -37,7 +38,6 @@ EPS = 1e-5  # of every layer norm
 NOISE_EPS = 1e-3  # of the published LogLinearNoise (noise_lib.py of SEDD, noise_schedule.py of MDLM)
 FREQUENCIES = 256  # features of the sinusoidal embedding of sigma
 ROWS = 4096  # rows of the widest activations that exist at once
-DTYPES = (torch.float32, torch.bfloat16)
 
 
 class Norm(NamedTuple):
@@ -229,7 +229,7 @@ class DiT(Denoiser):
 
     # Buffers whose dtype is that of the activations carry it in their name: two denoisers of one run may differ in it.
     def _name(self, name: str) -> str:
-        return f"{name}:{str(self.dtype).removeprefix('torch.')}"
+        return f"{name}:{short(self.dtype)}"
 
     def _view(self, workspace: Workspace, name: str, *shape: int) -> Tensor:
         return workspace.view(self._name(name), *shape)

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from tokenizers import Tokenizer
 
 from unmask.checkpoints import load, read_tokenizer, save
+from unmask.dtype import DTYPES, faster, parse, short
 from unmask.files import replace_whole
 from unmask.training.baselines import trigram_nats, unigram_nats
 from unmask.training.bound import Bound, bound_nats, heldout_bound, law_of, mask_by_time
@@ -53,8 +55,7 @@ class TrainConfig:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be from 0 to below 2**63, got {self.seed}")
-        if self.dtype not in ("auto", "float32", "bfloat16"):
-            raise ValueError(f"dtype must be 'auto', 'float32' or 'bfloat16', got {self.dtype!r}")
+        parse(self.dtype)
         if not 0 < self.learning_rate < 1:
             raise ValueError(f"learning_rate must be between 0 and 1, got {self.learning_rate}")
         if not 0 <= self.decay_share <= 1:
@@ -316,19 +317,17 @@ def _optimizers(net: TrainableDenoiser, learning_rate: float) -> list[torch.opti
 
 
 def _faster_dtype(config: TrainConfig, shape: ModelShape) -> str:
-    """Times one training step of this shape in both dtypes, after one to warm up."""
+    """Times training steps of this shape in both dtypes: as few as will do, since one may take long."""
     net = TrainableDenoiser(shape)
     rng = np.random.default_rng(0)
     clean = rng.integers(0, shape.mask_id, (config.batch_size, config.length))
-    seconds = {}
-    for dtype in ("float32", "bfloat16"):
-        for _ in range(2):
-            started = time.perf_counter()
-            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
-                masked = mask_by_time(clean, shape.mask_id, rng)
-                bound_nats(net(masked.tokens, masked.rows), masked).mean().backward()
-            seconds[dtype] = time.perf_counter() - started
-    return min(seconds, key=seconds.__getitem__)
+
+    def step(dtype: torch.dtype) -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+            masked = mask_by_time(clean, shape.mask_id, rng)
+            bound_nats(net(masked.tokens, masked.rows), masked).mean().backward()
+
+    return short(faster({dtype: partial(step, dtype) for dtype in DTYPES}, min_rounds=1).dtype)
 
 
 def _logged_step(line: str) -> int:
