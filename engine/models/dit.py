@@ -46,8 +46,10 @@ class Norm(NamedTuple):
 
 
 class Block(NamedTuple):
+    """projections: queries, keys and values in one product; in the last block queries, then keys and values."""
+
     norm1: Norm
-    qkv: Linear
+    projections: tuple[Linear, ...]
     out: Linear
     norm2: Norm
     up: Linear
@@ -199,6 +201,11 @@ class DiT(Denoiser):
         def linear(name: str) -> Linear:
             return Linear(narrow(f"{name}.weight"), narrow(f"{name}.bias"))
 
+        def projections(i: int) -> tuple[Linear, ...]:
+            weight = narrow(f"blocks.{i}.attn_qkv.weight")
+            sizes = [self.spec.hidden_size, 2 * self.spec.hidden_size]
+            return tuple(map(Linear, weight.split(sizes) if i == self.spec.num_blocks - 1 else (weight,)))
+
         def norm(name: str) -> Norm:
             return Norm(wide(f"{name}.weight"), wide(f"{name}.bias"))
 
@@ -212,7 +219,7 @@ class DiT(Denoiser):
         self.blocks = [
             Block(
                 norm(f"blocks.{i}.norm1"),
-                linear(f"blocks.{i}.attn_qkv"),
+                projections(i),
                 linear(f"blocks.{i}.attn_out"),
                 norm(f"blocks.{i}.norm2"),
                 linear(f"blocks.{i}.mlp.0"),
@@ -222,8 +229,8 @@ class DiT(Denoiser):
             for i in range(self.spec.num_blocks)
         ]
         self.final_norm, self.final_modulation = norm("output_layer.norm_final"), modulation("output_layer")
-        head = linear("output_layer.linear")
-        self.head = Head(self.embedding if head.weight is None else head.weight, head.bias)
+        weight = narrow("output_layer.linear.weight")
+        self.head = Head(self.embedding if weight is None else weight, narrow("output_layer.linear.bias"))
         tables = rope_tables(self.spec.hidden_size // self.spec.num_heads, self.spec.max_length)
         self.rope = tuple(table.to(self.device) for table in tables)
 
@@ -325,7 +332,8 @@ class _Call:
         num, lengths = len(residual), self.batch.lengths
         out = self.view("normed", num, self.dim)
         normed = add_norm(residual, delta, *block.norm1, gate=gate, **vectors.first, **self.of(lengths), out=out)
-        qkv = block.qkv(normed, out=self.view("qkv", num, 3 * self.dim)).view(num, 3, self.num_heads, -1)
+        (linear,) = block.projections
+        qkv = linear(normed, out=self.view("qkv", num, 3 * self.dim)).view(num, 3, self.num_heads, -1)
         attention(*qkv.unbind(1), lengths=lengths, rope=self.model.rope, out=normed)
         return self.finish(block, vectors, residual, normed, self.view("qkv", num, self.dim), lengths)
 
@@ -337,8 +345,9 @@ class _Call:
         out = self.view("normed", num, d)
         normed = add_norm(residual, delta, *block.norm1, gate=gate, **vectors.first, **self.of(lengths), out=out)
         state = torch.index_select(normed, 0, rows, out=self.view("hidden", num_rows, d))
-        query = Linear(block.qkv.weight[:d])(state, out=self.view("row_query", num_rows, d))
-        kv = Linear(block.qkv.weight[d:])(normed, out=self.view("qkv", num, 2 * d))
+        of_rows, of_tokens = block.projections
+        query = of_rows(state, out=self.view("row_query", num_rows, d))
+        kv = of_tokens(normed, out=self.view("qkv", num, 2 * d))
         attention(
             query.view(num_rows, self.num_heads, -1),
             *kv.view(num, 2, self.num_heads, -1).unbind(1),

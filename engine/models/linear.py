@@ -1,21 +1,23 @@
 """A linear layer of a trunk, computed by the platform's library."""
 
 from functools import cache
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
-class Linear(NamedTuple):
+class Linear:
     """x @ weight.T + bias into a buffer. weight [out, in], bias [out] or None, in the dtype of x.
 
     On a CPU oneDNN does it for fp32 too, where torch.mm would ask MKL, which has but general code for processors that
-    are not Intel's. oneDNN makes its own result, copied here; plain torch is used where it does not serve the dtype.
+    are not Intel's. The weight is laid out for it once, here. It makes its own result, which is copied; plain torch is
+    used where it does not serve the dtype.
     """
 
-    weight: Tensor
-    bias: Tensor | None = None
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        one_dnn = _one_dnn(weight.device.type, weight.dtype)
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous()) if one_dnn else weight
+        self.bias = bias
 
     def __call__(self, x: Tensor, out: Tensor) -> Tensor:
         return self._product(x, out, gelu=False)
@@ -25,7 +27,7 @@ class Linear(NamedTuple):
         return self._product(x, out, gelu=True)
 
     def _product(self, x: Tensor, out: Tensor, gelu: bool) -> Tensor:
-        if _one_dnn(x.device.type, x.dtype):
+        if self.weight.is_mkldnn:
             epilogue = ("gelu", [], "tanh") if gelu else ("none", [], "")
             return out.copy_(torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *epilogue))
         if gelu and x.is_cuda and self.bias is not None:
