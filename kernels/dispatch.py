@@ -23,6 +23,7 @@ class Implementation:
     refuses(*arguments) -> why it cannot serve these arguments, or None
     run: the computation; called with arguments already checked by the operator
     on_request() -> whether only impl=name picks it, never impl=None
+    defers(*arguments) -> whether impl=None takes it for these arguments only when no other serves them
     """
 
     name: str
@@ -30,6 +31,7 @@ class Implementation:
     status: Callable[[], tuple[bool, str]]
     refuses: Callable[..., str | None] = lambda *arguments: None
     on_request: Callable[[], bool] = lambda: False
+    defers: Callable[..., bool] = lambda *arguments: False
 
 
 class Explanation(NamedTuple):
@@ -58,13 +60,12 @@ class Operator:
         if impl is not None and impl not in names:
             raise ValueError(f"impl of {self.name} must be None or one of {', '.join(map(repr, names))}, got {impl!r}")
         obstacles = {one.name: _obstacle(one, arguments) for one in self.implementations}
-        for one in self.implementations:
-            chosen = impl == one.name or (impl is None and not one.on_request())
-            if chosen and obstacles[one.name] is None:
-                return one
-        able = [name for name, obstacle in obstacles.items() if obstacle is None]
+        able = [one for one in self.implementations if obstacles[one.name] is None]
+        willing = [one for one in able if impl == one.name or (impl is None and not one.on_request())]
+        if willing:
+            return min(willing, key=lambda one: impl is None and one.defers(*arguments))
         reasons = "; ".join(f"{name}: {obstacles[name]}" for name in ([impl] if impl else names))
-        serves = ", ".join(able) or "none"
+        serves = ", ".join(one.name for one in able) or "none"
         raise UnsupportedImplementation(
             f"impl={impl!r} of {self.name} cannot serve this call ({reasons}); supported here: {serves}"
         )
@@ -75,14 +76,19 @@ class Operator:
         return [Explanation(self.name, one.name, usable, one is picked, reason) for one, usable, reason in states]
 
 
-def triton_implementation(operator: str, refuses: Callable[..., str | None]) -> Implementation:
+def triton_implementation(
+    operator: str,
+    refuses: Callable[..., str | None],
+    status: Callable[[], tuple[bool, str]] | None = None,
+    **options: Callable,
+) -> Implementation:
     """The function `operator` of `unmask.kernels.<operator>.triton_kernel`, imported at the first call."""
 
     def run(*arguments):
         module = import_module(f"unmask.kernels.{operator}.triton_kernel")
         return getattr(module, operator)(*arguments)
 
-    return Implementation("triton", run, triton_status, refuses, on_request=interpreted)
+    return Implementation("triton", run, status or triton_status, refuses, on_request=interpreted, **options)
 
 
 def triton_status() -> tuple[bool, str]:
@@ -93,6 +99,13 @@ def triton_status() -> tuple[bool, str]:
     if not torch.cuda.is_available():
         return False, "Triton is installed and torch sees no GPU"
     return True, f"Triton on {torch.cuda.get_device_name()}"
+
+
+def architecture(device: torch.device) -> str:
+    """sm_90 and the like, hip, or interpreter for whatever is no GPU: the name of a table of Triton tiles."""
+    if device.type != "cuda":
+        return "interpreter"
+    return "hip" if torch.version.hip else "sm_{}{}".format(*torch.cuda.get_device_capability(device))
 
 
 def interpreted() -> bool:

@@ -21,6 +21,9 @@ from triton.runtime.jit import JITFunction
 from unmask.kernels import Offsets
 from unmask.kernels.add_norm import triton_kernel as add_norm
 from unmask.kernels.add_norm.call import AddNormCall
+from unmask.kernels.attention import triton_config
+from unmask.kernels.attention import triton_kernel as attention
+from unmask.kernels.attention.call import AttentionCall
 from unmask.kernels.divergence import triton_kernel as divergence
 from unmask.kernels.divergence.call import DivergenceCall
 from unmask.kernels.expected_embedding import triton_kernel as expected_embedding
@@ -70,9 +73,10 @@ def resources(cubin):
     return {**numbers, "instructions": sorted(names)}
 
 
-def launches(dtype, run):
+def launches(dtype, run, target):
     """(kernel, options, arguments) of every launch of run(hidden, weight, offset, other hidden, weight, table)."""
     recorded = []
+    triton_config.architecture = lambda device: target
 
     def record(kernel, *positional, grid, warmup, **named):
         arguments = dict(zip(kernel.arg_names, positional, strict=False)) | named
@@ -119,7 +123,34 @@ def normalise(hidden, _weight, _other_hidden, _other_weight, _table):
     add_norm.add_norm(AddNormCall(residual, None, weight, None, None, None, None, None, 1e-5, hidden))
 
 
+def attend(hidden, *_, most=1024):
+    """Heads as in MDLM and in LLaDA, each with positions, offsets and views into packed keys and values."""
+
+    def floats(*shape):
+        return hidden.new_empty(shape, dtype=torch.float32)
+
+    for heads, groups, dim in ((12, 12, 64), (32, 32, 128)):
+        rows = 4 * most
+        query, packed = hidden.new_empty(rows, heads, dim), hidden.new_empty(4096, 2 * groups, dim)
+        tokens, queries = (Offsets(hidden.new_empty(5, dtype=torch.int32), longest) for longest in (1024, most))
+        positions, rope = hidden.new_empty(rows, dtype=torch.int64), (floats(1024, dim // 2), floats(1024, dim // 2))
+        key, value = packed.chunk(2, dim=1)
+        attention.attention(AttentionCall(query, key, value, tokens, queries, positions, rope, 0.1, query))
+
+
+def attend_few(hidden, *_):
+    attend(hidden, most=16)
+
+
+def attend_some(hidden, *_):
+    """The tile between few and many; without rotation a padded row; and fp16 whatever the dtype."""
+    attend(hidden, most=64)
+    half = hidden.new_empty(64, 2, 96, dtype=torch.float16)
+    attention.attention(AttentionCall(half, half, half, (32, 32), (32, 32), None, None, 0.1, half))
+
+
 RUNS = {
+    "attention": (attend, attend_few, attend_some),
     "expected_embedding": (embed,),
     "divergence": (diverge, diverge_logits),
     "add_norm": (modulate, normalise),
@@ -132,8 +163,8 @@ def main():
     seen = set()
     for run in runs:
         for dtype in (torch.bfloat16, torch.float32):
-            for kernel, options, arguments in launches(dtype, run):
-                for name in TARGETS if dtype == torch.bfloat16 and run is runs[0] else ("sm_90",):
+            for name in TARGETS if dtype == torch.bfloat16 and run is runs[0] else ("sm_90",):
+                for kernel, options, arguments in launches(dtype, run, name):
                     line = {"kernel": kernel.fn.__name__, "run": run.__name__, "dtype": TYPES[dtype], "target": name}
                     compiled = compile_launch(kernel, TARGETS[name], options, arguments)
                     if compiled.hash in seen:
@@ -141,7 +172,7 @@ def main():
                     seen.add(compiled.hash)
                     line["shared"] = compiled.metadata.shared
                     if name == "sm_90":
-                        line |= resources(compiled.asm["cubin"])
+                        line |= resources(compiled.asm["cubin"]) | {"tf32": compiled.asm["ptx"].lower().count("tf32")}
                     print(json.dumps(line), flush=True)
 
 

@@ -98,8 +98,8 @@ def workspace(monkeypatch, module, run, inputs):
     return sum(size for storage, size in sizes.items() if storage not in known)
 
 
-def check_compiled_launches(operator):
-    """No spills, tensor cores for bf16, no fp64 and no more shared memory than there is, on every target."""
+def compiled_launches(operator):
+    """What compile_launches.py says of an operator: without spills, tf32 and fp64, in shared memory that there is."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     script = Path(__file__).parent / "compile_launches.py"
     done = subprocess.run([sys.executable, script, operator], capture_output=True, text=True, env=environment)
@@ -109,5 +109,13 @@ def check_compiled_launches(operator):
     for line in lines:
         assert line["shared"] <= SHARED_MEMORY[line["target"]], line
         if line["target"] == "sm_90":
-            assert line["stack"] == 0 and not {"LDL", "STL", "DFMA", "DADD", "DMUL"} & set(line["instructions"]), line
+            assert line["stack"] == line["tf32"] == 0 and not {"LDL", "STL", "DFMA", "DADD", "DMUL"} & set(
+                line["instructions"]
+            ), line
+    return lines
+
+
+def check_compiled_launches(operator):
+    """By kernel, the first launch with bf16 on sm_90."""
+    lines = compiled_launches(operator)
     return {line["kernel"]: line for line in reversed(lines) if line["target"] == "sm_90" and line["dtype"] == "bf16"}

@@ -4,14 +4,17 @@ import torch
 from torch import Tensor
 
 from unmask.kernels import checks, offsets
-from unmask.kernels.attention import cpu, reference, sdpa
+from unmask.kernels.attention import cpu, reference, sdpa, triton_config
 from unmask.kernels.attention.call import AttentionCall
-from unmask.kernels.dispatch import Implementation, Operator
+from unmask.kernels.dispatch import Implementation, Operator, triton_implementation
 from unmask.kernels.offsets import Offsets
 
 OPERATOR = Operator(
     "attention",
     (
+        triton_implementation(
+            "attention", triton_config.refuses, status=triton_config.status, defers=triton_config.defers_to_sdpa
+        ),
         Implementation("cpu", cpu.attention, cpu.status, cpu.refuses, on_request=cpu.slower_than_torch),
         Implementation("sdpa", sdpa.attention, lambda: (True, "torch's scaled_dot_product_attention"), sdpa.refuses),
         Implementation("reference", reference.attention, lambda: (True, "plain torch, any device")),

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from unmask.kernels.dispatch import architecture
 from unmask.kernels.sample_head.call import HeadCall
 
 
@@ -85,7 +86,7 @@ TABLES = {
 
 
 def choose_config(call: HeadCall) -> Config:
-    table = TABLES[_architecture(call.hidden.device)]
+    table = TABLES.get(architecture(call.hidden.device), TABLES["other"])
     if call.weight is None:
         return table.logits
     if call.hidden.dtype == torch.float32:
@@ -94,11 +95,3 @@ def choose_config(call: HeadCall) -> Config:
         return table.few
     wide = isinstance(call.temperature, torch.Tensor) or call.allow is not None or set(call.want) - {"logprob", "lse"}
     return table.many if wide else table.lean
-
-
-def _architecture(device: torch.device) -> str:
-    if device.type != "cuda":
-        return "interpreter"
-    major, minor = torch.cuda.get_device_capability(device)
-    name = "other" if torch.version.hip else f"sm_{major}{minor}"
-    return name if name in TABLES else "other"
