@@ -1,1 +1,1 @@
-"""Timings of the operators beside their peers, by hand: `python -m benchmarks.sample_head`. Never part of the tests."""
+"""Timings beside peers, by hand: `python -m benchmarks.sample_head` and `benchmarks.step`. Never part of the tests."""

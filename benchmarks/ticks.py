@@ -10,6 +10,7 @@ from torch import Tensor
 from benchmarks.cases import SEED
 from unmask import Batch, Sampler
 from unmask.kernels import HeadSample, sample_head
+from unmask.kernels.offsets import Counts, Offsets
 from unmask.models.dit import DiT
 from unmask.progress import Progress
 from unmask.run import Run, drawable
@@ -28,10 +29,11 @@ class OneTick:
         self.keys = torch.stack([owner, picked, torch.zeros_like(picked)], -1).view(-1, 3)
         self.batch = Batch(
             tokens=tokens.flatten(),
-            lengths=(length,) * num_sequences,
+            lengths=_counts(length, num_sequences, tokens.device),
             rows=(owner * length + picked).flatten(),
-            row_counts=(num_rows,) * num_sequences,
+            row_counts=_counts(num_rows, num_sequences, tokens.device),
             mask_rate=torch.full((num_sequences,), 0.5, device=tokens.device),
+            row_positions=picked.flatten(),
         )
         self.workspace = Workspace([model.buffers(tokens.numel(), picked.numel(), num_sequences)], model.device)
         self.bias = drawable(model)
@@ -58,6 +60,13 @@ class OneTick:
         return {"body": between - begin, "head and sampling": time.perf_counter() - between}
 
 
+def _counts(size: int, num_sequences: int, device: torch.device) -> Counts:
+    """As a run gives them: on a GPU known to the device only, so that a CUDA graph can replay the tick."""
+    if device.type == "cpu":
+        return (size,) * num_sequences
+    return Offsets(size * torch.arange(num_sequences + 1, dtype=torch.int32, device=device), size)
+
+
 class _Enough(Exception):
     """Ends a run before its time."""
 
@@ -75,7 +84,7 @@ class _Stamps(Progress):
 
 
 def tick_seconds(sampler: Sampler, num_sequences: int, length: int, count: int) -> list[float]:
-    """Of consecutive ticks of a run, everything between them included; the first, which touches new memory, is not
+    """Of consecutive ticks of a run on a CPU, all between them included; the first, which touches new memory, is not
     among them. How many positions an event reveals has the same law at all times, so the first ones stand for all."""
     stamps = _Stamps(count + 1)
     with suppress(_Enough):

@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 from test_structure import ROOT, imports, starts
 
-from benchmarks import gpu_check, memory, sample_head, step, step_report, trajectory, verify
+from benchmarks import gpu_check, memory, sample_head, step, step_report, ticks, trajectory, verify
 from benchmarks.cases import SEED, SHAPES, Shape, head_case, head_weight
 from benchmarks.ceilings import Ceilings, readers
 from benchmarks.machine import command, describe
@@ -42,6 +42,7 @@ from benchmarks.timing import Effort, Flush, Timing, cache_bytes, host_clock, in
 from unmask import Ancestral, kernels
 from unmask import Sampler as OurSampler
 from unmask.kernels import dispatch
+from unmask.kernels.offsets import Offsets
 
 CPU = torch.device("cpu")
 SMALL = Shape(24, 700)
@@ -474,6 +475,25 @@ def test_a_tick_draws_at_masked_positions_of_every_sequence():
     assert (drawn.tokens != TOY.mask_id).all() and log_probs[:, TOY.mask_id].isneginf().all()
     assert drawn.logprob.tolist() == pytest.approx(log_probs[torch.arange(6), drawn.tokens].tolist(), abs=1e-5)
     assert set(tick.split()) == {"body", "head and sampling"}
+
+
+def test_a_gpus_tick_draws_the_same_tokens(monkeypatch):
+    """Where only the device knows where sequences begin."""
+    tokens, model = half_masked(TOY, 3, CPU), denoiser(TOY, random_tensors(TOY, CPU), torch.float32, CPU)
+    known = OneTick(model, tokens, 2)
+    assert ticks._counts(5, 3, torch.device("meta")).starts.shape == (4,) and ticks._counts(5, 2, CPU) == (5, 5)
+    monkeypatch.setattr(ticks, "_counts", lambda size, num, device: Offsets(size * torch.arange(num + 1).int(), size))
+    assert torch.equal(OneTick(model, tokens, 2)().tokens, known().tokens)
+
+
+def test_a_tick_that_cannot_be_captured_is_run_as_it_is(monkeypatch):
+    def capture(run):
+        raise RuntimeError("called a synchronizing CUDA operation\nsomewhere")
+
+    notes, run = {}, object()
+    monkeypatch.setattr(step, "capture", capture)
+    assert step._replayed(run, "side", notes) is run
+    assert notes == {"side": "no graph: called a synchronizing CUDA operation"}
 
 
 def test_only_the_first_ticks_of_a_run_are_run():
