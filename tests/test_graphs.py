@@ -9,6 +9,7 @@ from toys import MASK, Toy, random_dit
 from unmask import Ancestral, LogitsDenoiser, NonFiniteLogits, Sampler, graphs, load, slots
 from unmask import run as run_module
 from unmask.graphs import Graphs, Padded
+from unmask.kernels import dispatch
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
 
@@ -79,6 +80,27 @@ def test_a_time_conditioned_model_in_rounded_shapes(with_executor):
     expected = sampler.sample(**request)
     with_executor(Padded)
     assert torch.equal(sampler.sample(**request).tokens, expected.tokens)
+
+
+@pytest.mark.skipif(not dispatch.interpreted(), reason="needs Triton's interpreter (TRITON_INTERPRET=1)")
+@pytest.mark.parametrize("name", ["equal lengths", "ragged"])
+def test_the_kernels_of_a_gpu_in_rounded_shapes(name, with_executor, monkeypatch):
+    """A GPU's path without the GPU: Triton's kernels by offsets, on padded ticks, in fp32 with the same tokens."""
+    length = {"equal lengths": 24, "ragged": [24, 3, 17, 24, 1]}[name]
+    sampler = Sampler(random_dit("dit", 2, vocab_size=200, length=24), reveal=Ancestral(3), max_batch=4)
+    expected = sampler.sample(5, length, seed=2)
+    picked, pick = set(), dispatch.Operator.pick
+
+    def pick_triton(self, impl, *arguments):
+        picked.add(self.name)
+        return pick(self, "triton", *arguments)
+
+    monkeypatch.setattr(dispatch.Operator, "pick", pick_triton)
+    with_executor(Padded)
+    samples = sampler.sample(5, length, seed=2)
+    assert picked == {"attention", "add_norm", "sample_head"}
+    assert torch.equal(samples.tokens, expected.tokens)
+    torch.testing.assert_close(samples.logprobs, expected.logprobs, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("window", [1, 2, 7, 1000])
