@@ -96,7 +96,7 @@ class Ours(Side):
 
     def calls(self, batch: int) -> tuple[float, str]:
         plan = self.plan(batch)
-        note = f"{plan.events_per_sequence:.1f} events for each sequence, ticks {plan.occupancy:.1%} full"
+        note = f"{plan.events_per_sequence:.1f} events each, ticks {plan.occupancy:.1%} full"
         return plan.num_ticks, note
 
     def seconds(self, tokens: Tensor, count: int) -> float:

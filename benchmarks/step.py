@@ -47,7 +47,7 @@ _CLOSE = 1e-4
 _BLOCK = 4  # steps that one side runs before it is the other's turn
 _SPLITS = 3
 _CPU = torch.device("cpu")
-_WIDTH = 220
+_WIDTH = 240
 
 
 def main(arguments: list[str] | None = None) -> int:
