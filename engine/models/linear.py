@@ -6,6 +6,12 @@ import torch
 from torch import Tensor
 
 
+# Of a result that oneDNN makes: the allocator takes larger ones (from 32 MB on) fresh from the system at each call, and
+# a page fault for every 4 KB of them costs as much as the product of few columns.
+_RESULT = 24 << 20  # bytes
+_FEWEST_ROWS = 256
+
+
 class Linear:
     """x @ weight.T + bias into a buffer. weight [out, in], bias [out] or None, in the dtype of x.
 
@@ -29,7 +35,10 @@ class Linear:
     def _product(self, x: Tensor, out: Tensor, gelu: bool) -> Tensor:
         if self.weight.is_mkldnn:
             epilogue = ("gelu", [], "tanh") if gelu else ("none", [], "")
-            return out.copy_(torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *epilogue))
+            step = max(_FEWEST_ROWS, _RESULT // (self.weight.shape[0] * x.element_size()))
+            for rows, written in zip(x.split(step), out.split(step), strict=True):
+                written.copy_(torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, *epilogue))
+            return out
         if gelu and x.is_cuda and self.bias is not None:
             # cuBLASLt's epilogue; on a GPU, and only there, torch means the tanh approximation by this.
             return torch.ops.aten._addmm_activation.out(self.bias, x, self.weight.t(), use_gelu=True, out=out)
