@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from unmask.measure import cpu_model
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -19,7 +21,7 @@ def describe(device: torch.device) -> dict:
     return {
         "machine": {
             "platform": platform.platform(),
-            "cpu": _cpu_model(),
+            "cpu": cpu_model(),
             "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
             "threads": torch.get_num_threads(),
             "load": os.getloadavg()[0],
@@ -56,14 +58,6 @@ def commit() -> str | None:
     if found is None:
         return os.environ.get("GIT_COMMIT")
     return found + ("+" if _output("git", "status", "--porcelain") else "")
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _version(package: str) -> str | None:

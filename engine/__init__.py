@@ -14,6 +14,7 @@ from unmask.checkpoints import load
 from unmask.choose import Categorical
 from unmask.denoiser import Batch, Denoiser, DenoiserSpec, Head, LogitsDenoiser
 from unmask.kernels.checks import NonFiniteLogits
+from unmask.measure import calibrate
 from unmask.plan import Plan
 from unmask.reveal import Ancestral, FirstHitting, Fixed, Order
 from unmask.sampler import Sampler
@@ -39,6 +40,7 @@ __all__ = [
     "Sampler",
     "Samples",
     "Schedule",
+    "calibrate",
     "kernels",
     "load",
 ]

@@ -90,9 +90,12 @@ class DamagedCache(ValueError):
     """The file of calibrations does not hold what it should."""
 
 
-def cache_file() -> Path:
-    """Where calibrations are kept: in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "unmask" / "calibration.json"
+def cache_file() -> Path | None:
+    """Where calibrations are kept: in the user's cache folder. None for a user without a home."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "unmask" / "calibration.json"
+    except RuntimeError:
+        return None
 
 
 def read(path: Path, machine: Mapping[str, str]) -> Calibration | None:

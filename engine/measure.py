@@ -63,7 +63,7 @@ def calibrate(
     device, path = torch.device(device), cache_file()
     machine = describe(device, dtype)
     try:
-        found = None if again else read(path, machine)
+        found = None if again or path is None else read(path, machine)
     except DamagedCache as error:
         tell(f"{error}; it is replaced")
         found = None
@@ -72,7 +72,8 @@ def calibrate(
     tell(f"measuring how fast this machine is in {machine['dtype']}, once: about {SECONDS:.0f} seconds")
     found = measure(device, dtype, tell)
     try:
-        write(path, found)
+        if path is not None:
+            write(path, found)
     except OSError as error:
         tell(f"the measurement could not be kept in {path}: {error.strerror}")
     return found
@@ -81,7 +82,7 @@ def calibrate(
 def describe(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
     """What a calibration holds for."""
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_model(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model(),
         "threads": str(torch.get_num_threads()),
         "torch": torch.__version__,
         "dtype": short(dtype),
@@ -185,7 +186,8 @@ def _tick_seconds(device: torch.device) -> float:
     return min(found)
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """The processor's name as its maker gives it, or its kind where the system does not tell."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

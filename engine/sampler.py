@@ -124,7 +124,7 @@ class Sampler:
     ) -> Plan:
         """What `sample` with the same arguments will do: every network call, counted, without making one.
 
-        With the calibration of a machine (`unmask.measure.calibrate`) it also predicts the seconds of the run there.
+        With the calibration of a machine (`unmask.calibrate`) it also predicts the seconds of the run there.
         """
         requests = self._requests(num_samples, length, prompt, suffix)
         timeline = self._timeline(requests, length, seed, num_samples)

@@ -203,6 +203,13 @@ class TestCalibrate:
         assert found.tick == 2.0 and [sentence for sentence in told if "damaged" in sentence] == told[:1]
         assert calibrate() == (found, [])
 
+    def test_a_user_without_a_home_measures_each_time(self, calibrate, monkeypatch):
+        def homeless(path):
+            raise RuntimeError("Could not determine home directory.")
+
+        monkeypatch.setattr("pathlib.Path.expanduser", homeless)
+        assert [calibrate()[0].tick for _ in range(2)] == [1.0, 2.0]
+
     def test_a_folder_that_cannot_be_written_is_no_error(self, calibrate, tmp_path):
         (tmp_path / "unmask").write_text("a file where the folder should be")
         found, told = calibrate()

@@ -104,6 +104,7 @@ def test_public_names():
         "Sampler",
         "Samples",
         "Schedule",
+        "calibrate",
         "kernels",
         "load",
     ]
