@@ -5,7 +5,6 @@ from functools import cache
 import torch
 from torch import Tensor
 
-
 # Of a result that oneDNN makes: the allocator takes larger ones (from 32 MB on) fresh from the system at each call, and
 # a page fault for every 4 KB of them costs as much as the product of few columns.
 _RESULT = 24 << 20  # bytes
