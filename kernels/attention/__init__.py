@@ -56,8 +56,9 @@ def attention(
     before their products, the result once more. "cpu" gives a query the same bits whatever sequences and queries stand
     beside it; so does "triton" among calls of one tile, see its docstring. Tokens and queries past the end of their
     Offsets are neither read nor written. The values of Offsets and positions are checked on a CPU; a GPU is not waited
-    for, except by "reference", and a sequence with queries and no tokens is NaN there. TypeError or ValueError names a
-    bad argument; nothing is written then.
+    for, except by "reference", and a sequence with queries and no tokens is NaN there. A CUDA graph can capture a call
+    with Offsets or equal numbers; unequal numbers are copied to the GPU first. TypeError or ValueError names a bad
+    argument; nothing is written then.
     """
     num_queries = _check_heads(query, key, value)
     lengths = offsets.check_counts("lengths", lengths, key, "tokens of key")
