@@ -35,7 +35,7 @@ class Implementation:
 
 
 class Explanation(NamedTuple):
-    """A line of `unmask info`. `picked`: what impl=None takes unless the arguments are of a kind it refuses."""
+    """A line of `unmask info`. `picked`: what impl=None takes but for arguments that it refuses or defers."""
 
     operator: str
     implementation: str

@@ -7,7 +7,7 @@ import torch
 from laws import check_compiled_launches, compiled, each_implementation, each_isa, offsets, on, usable, with_triton
 
 from unmask.kernels import add_norm, dispatch
-from unmask.kernels.add_norm import cpu
+from unmask.kernels.add_norm import OPERATOR, cpu
 from unmask.kernels.add_norm.call import AddNormCall
 from unmask.kernels.dispatch import UnsupportedImplementation
 
@@ -143,6 +143,19 @@ def test_offsets_give_the_bits_of_tuples(impl):
     run(impl, longer)
     assert torch.equal(longer["residual"][:36], plain["residual"]) and longer["residual"][36:].isnan().all()
     assert torch.equal(longer["out"][:36], plain["out"]) and (longer["out"][36:] == -7).all()
+
+
+@with_triton
+def test_triton_reads_offsets_itself():
+    """As on a GPU, where the operator leaves them as they are."""
+    plain, longer = case("modulated"), case("modulated")
+    run("triton", plain)
+    for name, rest in (("residual", math.nan), ("delta", math.nan), ("out", -7.0)):
+        longer[name] = torch.cat((longer[name], torch.full((5, 70), rest)))
+    call = AddNormCall(**on("triton", longer | {"row_counts": offsets(ROW_COUNTS, 40)}), eps=1e-5)
+    OPERATOR.pick("triton", call).run(call)
+    assert torch.equal(call.residual[:36].cpu(), plain["residual"]) and call.residual[36:].isnan().all()
+    assert torch.equal(call.out[:36].cpu(), plain["out"]) and (call.out[36:] == -7).all()
 
 
 @pytest.mark.parametrize("together", [False, True])

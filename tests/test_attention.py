@@ -177,6 +177,22 @@ def test_offsets_give_the_bits_of_tuples(impl, names):
     assert torch.equal(out[: len(plain)], plain) and (out[len(plain) :] == -7).all()
 
 
+@with_triton
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_triton_reads_offsets_itself(dtype):
+    """As on a GPU, where the operator leaves them as they are; the rotated keys' NaN past the end stay there."""
+    counts = {"lengths": SMALL, "row_counts": SMALL_ROWS[0]}
+    *rows, positions, rope = on("triton", inputs(4, 2, 24, dtype, **counts))
+    plain = run("triton", *rows, **counts, positions=positions, rope=rope)
+    query, key, value = (torch.cat((x, torch.full_like(x[:40], math.nan))) for x in rows)
+    positions = torch.cat((positions, torch.zeros_like(positions[:40])))
+    starts = on("triton", {name: offsets(numbers, 140) for name, numbers in counts.items()})
+    out = torch.full_like(query, -7)
+    call = AttentionCall(query, key, value, **starts, positions=positions, rope=rope, scale=24**-0.5, out=out)
+    OPERATOR.pick("triton", call).run(call)
+    assert torch.equal(out[: len(plain)].cpu(), plain) and (out[len(plain) :] == -7).all()
+
+
 @each_implementation
 def test_offsets_of_every_token(impl):
     query, key, value, _, rope = inputs(2, 2, 16, lengths=SMALL, row_counts=SMALL)
@@ -218,6 +234,15 @@ def test_large_scores_and_single_keys(impl):
     key[1], key[2] = 30.0, -30.0
     found = run(impl, query, key, value, lengths=(4, 1), row_counts=(2, 1), scale=1.0)
     torch.testing.assert_close(found, value[[1, 1, 4]])
+
+
+@each_implementation
+def test_keys_of_score_minus_infinity_count_for_nothing(impl):
+    query, key, value, _, _ = inputs(1, 1, 8, lengths=(300,), row_counts=(7,))
+    key = key.clone()
+    query[..., 0], key[:290, :, 0], key[290:, :, 0] = 1, -math.inf, 0
+    found = run(impl, query, key, value, lengths=(300,), row_counts=(7,))
+    assert error(found, exact(query, key[290:], value[290:], (10,), (7,))) < 1e-6
 
 
 @compiled

@@ -217,8 +217,9 @@ class Attention {
             for (int64_t key = count; key < wide; ++key) scores[r][key] = -kInfinity;
             const float before = local.top[row + r], top = Larger{}(maximum(scores[r], static_cast<int>(wide)), before);
             local.top[row + r] = top;
-            shrink[r] = exp_nonpositive(before - top);
-            local.total[row + r] = local.total[row + r] * shrink[r] + share(scores[r], top, wide, shares[r]);
+            const float base = top == -kInfinity ? 0.0f : top;  // -inf - -inf is NaN
+            shrink[r] = exp_nonpositive(before - base);
+            local.total[row + r] = local.total[row + r] * shrink[r] + share(scores[r], base, wide, shares[r]);
         }
         const Number* weights[kRowTile];
         for (int64_t r = 0; r < kRowTile; ++r) weights[r] = shares[smaller(r, rows - 1)];

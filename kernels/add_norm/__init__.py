@@ -60,8 +60,9 @@ def add_norm(
 
     All arithmetic is fp32, the result is rounded once. A row's bits do not depend on the other rows in the
     implementations "triton" and "cpu". Rows past the end of the Offsets are neither read nor written; the values of
-    Offsets are checked on a CPU, and a GPU is not waited for, except by "reference". TypeError or ValueError names a
-    bad argument; nothing is written then.
+    Offsets are checked on a CPU, and a GPU is not waited for, except by "reference". A CUDA graph can capture a call
+    with Offsets or equal numbers; unequal numbers are copied to the GPU first. TypeError or ValueError names a bad
+    argument; nothing is written then.
     """
     checks.check_tensor("residual", residual, ("T", "D"), (torch.float32,))
     for name, x in (("delta", delta), ("out", out)):

@@ -50,14 +50,16 @@ def attention(
                 (rotate_half; Su et al., arXiv 2104.09864); every position is below P
     scale       None: 1 / sqrt(D)
     out         [Q, H, D] or [Q, H * D] in the dtype of query, to be written; None: a new tensor [Q, H, D]
-    impl        "triton", "cpu", "sdpa", "reference", or None for the fastest that serves these arguments
+    impl        "triton", "cpu", "sdpa", "reference", or None for the fastest that serves these arguments; on sm_90 that
+                is "sdpa" for some calls with D = 128, and `unmask info` says for which
 
     Scores and sums are fp32 (fp64 for fp64); for narrower dtypes the rotated rows and the softmax's shares are rounded
     before their products, the result once more. "cpu" gives a query the same bits whatever sequences and queries stand
     beside it; so does "triton" among calls of one tile, see its docstring. Tokens and queries past the end of their
     Offsets are neither read nor written. The values of Offsets and positions are checked on a CPU; a GPU is not waited
-    for, except by "reference", and a sequence with queries and no tokens is NaN there. TypeError or ValueError names a
-    bad argument; nothing is written then.
+    for, except by "reference", and a sequence with queries and no tokens is NaN there. A CUDA graph can capture a call
+    with Offsets or equal numbers; unequal numbers are copied to the GPU first. TypeError or ValueError names a bad
+    argument; nothing is written then.
     """
     num_queries = _check_heads(query, key, value)
     lengths = offsets.check_counts("lengths", lengths, key, "tokens of key")

@@ -4,9 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from unmask.kernels import dispatch
 from unmask.kernels.attention.call import AttentionCall
-from unmask.kernels.dispatch import architecture
+from unmask.kernels.dispatch import architecture, interpreted, triton_status
 from unmask.kernels.logits import triton_refuses
 from unmask.kernels.offsets import Offsets, longest
 
@@ -82,12 +81,12 @@ def refuses(call: AttentionCall) -> str | None:
 
 
 def status() -> tuple[bool, str]:
-    usable, reason = dispatch.triton_status()
+    usable, reason = triton_status()
     preference = (
         "; leaves full sequences of equal length with D = 128 to sdpa on sm_90, unrotated or from "
         f"{ROTATED_FROM} tokens on: published times on H100, not measured here"
     )
-    return usable, reason + (preference if usable and not dispatch.interpreted() else "")
+    return usable, reason + (preference if usable and not interpreted() else "")
 
 
 def defers_to_sdpa(call: AttentionCall) -> bool:
