@@ -117,7 +117,7 @@ def obstacle() -> str | None:
 def tests() -> list[str]:
     """Files of the operators' tests, and pytest's options for the plugins that are there."""
     operators = [path.parent.name for path in (ROOT / "kernels").glob("*/reference.py")]
-    words = (*operators, "noise", "kernel", "triton", "cuda", "benchmarks")
+    words = (*operators, "noise", "kernel", "triton", "cuda", "benchmarks", "graphs", "tables", "dit")
     files = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "tests").glob("test_*.py"))]
     options = ["-q", "-W", "default", "-p", "no:cacheprovider"]  # other versions of packages may warn
     options += ["-n", "4"] if find_spec("xdist") else []

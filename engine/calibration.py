@@ -7,15 +7,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 
 from unmask.cost import Seconds
 from unmask.denoiser import Denoiser
 from unmask.files import replace_whole
-from unmask.work import Load, Operation
+from unmask.work import AddNorm, Attention, Draw, Load, Operation, Product
 
+_ONES = Product(1, 1, 1), Attention(1, 1, 1, 1, 1, 1), AddNorm(1, 1), Draw(1, 1, 1)  # one of each kind
 FORMAT = 1  # of the file, and of what its numbers mean
 
 
@@ -129,9 +129,10 @@ def _entries(path: Path) -> list[Calibration]:
 
 def _checked(entry: Mapping) -> Calibration:
     """Raises one of the errors of `_entries` unless every number is one and none is missing."""
+    known = {type(one).__name__: one.terms.keys() for one in _ONES}
     numbers = [entry["tick"], *(rate for rates in entry["rates"].values() for rate in rates.values())]
     if not all(isinstance(number, float) and 0 <= number < np.inf for number in numbers):
         raise ValueError(f"rates must be seconds, got {numbers}")
-    if not entry["rates"].keys() >= {kind.__name__ for kind in get_args(Operation)}:
-        raise ValueError(f"rates must be those of all operations, got {sorted(entry['rates'])}")
+    if known != {kind: rates.keys() for kind, rates in entry["rates"].items()}:
+        raise ValueError(f"rates must be those of all terms of all operations, got {entry['rates']}")
     return Calibration(dict(entry["machine"]), entry["rates"], entry["tick"])

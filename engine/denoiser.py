@@ -150,7 +150,11 @@ class Denoiser(ABC):
     tokenizer: Tokenizer | None
     name: str
     device: torch.device = torch.device("cpu")
-    capturable: bool = False  # `hidden` takes `Offsets` and never waits for the device: CUDA graphs can replay it
+
+    @property
+    def capturable(self) -> bool:
+        """Whether `hidden` takes `Offsets` here and never waits for the device, so that a CUDA graph can replay it."""
+        return False
 
     @abstractmethod
     def buffers(self, max_tokens: int, max_rows: int, max_batch: int) -> dict[str, tuple[int, torch.dtype]]:

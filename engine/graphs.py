@@ -1,15 +1,17 @@
 """How ticks reach a device: as they are, in a few padded shapes, or as CUDA graphs. The only file that knows streams.
 
 A tick is a call `step(bucket, inputs)` that reads and writes tensors of the run and decides nothing on the host beyond
-its bucket. On a CPU it runs in its exact shape. On a GPU its shape is rounded, and the first tick of each bucket is
-also captured: later ones copy their record into the graph's inputs and replay it. All graphs share one memory pool,
-which is safe in any order of replays since nothing that is in the pool outlives a tick: a swap of models is a different
-graph, and no more. The host runs ahead and waits for the device only when the samples that it hands out are not there.
+its bucket. On a CPU it runs in its exact shape. On a GPU its shape is rounded, and a bucket that is met again is
+captured: from then on ticks copy their record into the graph's inputs and replay it. All graphs of a run share one
+memory pool, which is safe in any order of replays since nothing that is in the pool outlives a tick: a swap of models
+is a different graph, and no more. The host runs ahead. It waits for the device to capture, a few times in a run, and
+for samples to hand out once all ticks are under way.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import numpy as np
 import torch
@@ -53,20 +55,44 @@ def upload(device: torch.device, packed: np.ndarray) -> Tensor:
     return on_host if device.type == "cpu" else on_host.pin_memory().to(device, non_blocking=True)
 
 
-def executor(denoiser: Denoiser, limits: Limits, graphs: bool | None) -> "Exact":
-    """Who runs the ticks of a denoiser; graphs: True or False, or None for what is fastest.
+def executors(
+    denoisers: Iterable[Denoiser], limits: Limits, graphs: bool | None, impl: str | None = None
+) -> list["Exact"]:
+    """Who runs the ticks of each denoiser. graphs: True or False, or None for what is fastest. impl: of the head.
 
-    Without graphs a GPU makes the same calls in the same shapes, and gives the same bits.
+    Without graphs a GPU makes the same calls in the same shapes, and gives the same bits. The specification of the head
+    waits for the device in each tick, as a denoiser may that is not `capturable`: such ticks run as they are.
     """
+    pool = None
+
+    def one(denoiser: Denoiser) -> Exact:
+        nonlocal pool
+        obstacle = _obstacle(denoiser, impl)
+        if obstacle and graphs:
+            raise ValueError(f"graphs must be None or False for {denoiser.name!r} on {denoiser.device}, {obstacle}")
+        if obstacle:
+            return Exact(denoiser.device)
+        if graphs is False:
+            return Padded(denoiser.device, limits)
+        pool = torch.cuda.graph_pool_handle() if pool is None else pool
+        return Graphs(denoiser.device, limits, pool)
+
+    return [one(denoiser) for denoiser in denoisers]
+
+
+def _obstacle(denoiser: Denoiser, impl: str | None) -> str | None:
+    """Why its ticks cannot be captured."""
     if denoiser.device.type != "cuda":
-        if graphs:
-            raise ValueError(f"graphs must be None or False on {denoiser.device}, which has no CUDA graphs; got True")
-        return Exact(denoiser.device)
+        return "which has no CUDA graphs"
     if not denoiser.capturable:
-        if graphs:
-            raise ValueError(f"graphs must be None or False for {denoiser.name!r}, which needs the host; got True")
-        return Exact(denoiser.device)
-    return (Padded if graphs is False else Graphs)(denoiser.device, limits)
+        return "whose network needs the host in each tick"
+    return "whose head would be impl='reference'" if impl == "reference" else None
+
+
+@cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for each device and process: torch keeps a workspace of cuBLAS for every stream that it has seen."""
+    return torch.cuda.Stream(device)
 
 
 class Exact:
@@ -128,30 +154,36 @@ class Padded(Exact):
 
 
 class Graphs(Padded):
-    """Captures the first tick of each bucket once it has run, and replays it for the others."""
+    """Captures a bucket's call after its second tick, and replays it from the third on. pool: of all graphs of a run.
 
-    def __init__(self, device: torch.device, limits: Limits) -> None:
+    A capture waits for the device and costs more than a tick: buckets that are met but once are not worth it.
+    """
+
+    def __init__(self, device: torch.device, limits: Limits, pool: tuple[int, int] | None = None) -> None:
         super().__init__(device, limits)
         self._replays: dict[Bucket, Callable[[], None]] = {}
-        self._pool = None
+        self._seen: set[Bucket] = set()
+        self._pool = pool
 
     def _execute(self, bucket: Bucket, call: Callable[[], None]) -> None:
         with self._timed():
             self._replays.get(bucket, call)()
-        if bucket not in self._replays:  # the call also compiled kernels and made handles, which a capture could not
+        if bucket in self._seen and bucket not in self._replays:
+            # The calls so far compiled kernels and made the libraries' handles, which a capture could not.
             self._replays[bucket] = self._capture(call)
+        self._seen.add(bucket)
 
     def _capture(self, call: Callable[[], None]) -> Callable[[], None]:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(self.device), torch.cuda.graph(graph, pool=self._pool):
+        options = {"pool": self._pool, "stream": _capture_stream(self.device), "capture_error_mode": "thread_local"}
+        with torch.cuda.device(self.device), torch.cuda.graph(graph, **options):
             call()
-        self._pool = graph.pool()
         return graph.replay
 
     def close(self) -> None:
         super().close()
         self._replays.clear()
-        self._pool = None
+        self._seen.clear()
 
 
 class _EventClock:

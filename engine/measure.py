@@ -5,6 +5,7 @@ import platform
 import statistics
 from collections.abc import Callable
 from functools import singledispatch
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -61,6 +62,8 @@ def calibrate(
     cache folder that cannot be written is no error.
     """
     device, path = torch.device(device), cache_file()
+    if device.type != "cpu":
+        raise ValueError(f"device must be cpu, got {device}: operations timed one by one do not tell a GPU's graphs")
     machine = describe(device, dtype)
     try:
         found = None if again or path is None else read(path, machine)
@@ -84,6 +87,7 @@ def describe(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model(),
         "threads": str(torch.get_num_threads()),
+        "unmask": version("unmask"),
         "torch": torch.__version__,
         "dtype": short(dtype),
         "operators": " ".join(f"{line.operator}={line.implementation}" for line in explain() if line.picked),

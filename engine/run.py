@@ -17,7 +17,7 @@ from unmask import memory
 from unmask.choose import Categorical
 from unmask.cost import Meter
 from unmask.denoiser import Batch, Denoiser
-from unmask.graphs import executor, upload
+from unmask.graphs import executors, upload
 from unmask.kernels import HeadSample, Offsets, sample_head
 from unmask.samples import Sample, Stats, decode
 from unmask.slots import HandOut, Slots
@@ -57,7 +57,7 @@ class Run(Iterator[Sample]):
         self._device = self._models[0].device
         self._biases = {denoiser: drawable(denoiser) for denoiser in self._models}
         self._limits = timeline.limits
-        self._executors = [executor(denoiser, self._limits, graphs) for denoiser in self._models]
+        self._executors = executors(self._models, self._limits, graphs, impl)
         self._workspace = Workspace(requirements(self._models, self._limits), self._device)
         self._slots = Slots(self._limits, self._device)
         self._peak_bytes = buffer_bytes(self._models, self._limits) + timeline.nbytes
@@ -65,7 +65,7 @@ class Run(Iterator[Sample]):
         self._packing = Packing(timeline.max_batch, timeline.num_models)
         self._seconds = {"plan": 0.0}
         self._model_seconds = [{"body": 0.0, "head": 0.0} for _ in self._models]
-        self._started, self._stopped = time.perf_counter(), None
+        self._started, self._stopped, self._failure = time.perf_counter(), None, None
         for denoiser in self._models:
             self._check_head(denoiser)
         self._samples = self._loop()
@@ -122,20 +122,34 @@ class Run(Iterator[Sample]):
                     yield from self._hand_out(pending.popleft())
             for hand_out in pending:
                 yield from self._hand_out(hand_out)
+            if self._failure is not None:
+                raise self._failure
         finally:
             self._release()
 
     def _load(self) -> Iterator[LoadedTick]:
-        """The ticks with their integers on the device, a window at a time."""
+        """The ticks with their integers on the device, a window at a time.
+
+        An error in planning, such as a bad prompt, ends them and is kept: what was planned before it is done first.
+        """
         ticks, window = iter(self.timeline), min(one.window for one in self._executors)
         places = self._slots.length, self._slots.spare
-        while True:
+        while self._failure is None:
             with timed(self._seconds, "plan"):
-                taken = list(islice(ticks, window))
+                taken = self._plan(ticks, window)
                 loaded = load(taken, self._bucket, *places, partial(upload, self._device))
             if not taken:
                 return
             yield from loaded
+
+    def _plan(self, ticks: Iterator[Tick], window: int) -> list[Tick]:
+        taken = []
+        try:
+            for tick in islice(ticks, window):
+                taken.append(tick)
+        except Exception as error:
+            self._failure = error
+        return taken
 
     def _bucket(self, tick: Tick) -> Bucket:
         return self._executors[tick.model].bucket(tick)

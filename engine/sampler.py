@@ -49,7 +49,9 @@ class Sampler:
     impl: implementation of the head, see `unmask info`; None picks the fastest.
     graphs: replay ticks as CUDA graphs; None: on a GPU, for the models that allow it. The bits are the same without.
 
-    A sample depends on the seed, its index, the weights, the policies and the dtype, and on nothing else.
+    A sample depends on the seed, its index, the weights, the policies and the dtype, and on nothing else; where the two
+    best scores of a token lie within the rounding of the logits, on a GPU also on what shares its network calls, since
+    the library's products round differently in other shapes.
     """
 
     def __init__(

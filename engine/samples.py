@@ -51,7 +51,7 @@ class Stats:
     cost: network calls and the FLOPs really done. num_ticks, occupancy: see `unmask.timeline`. seconds: "total" and its
     phases "plan" (reveal plans and tick packing), "body" (hidden rows), "head" (head, draw and write), "other".
     model_seconds: "body" and "head" of each model. On a GPU, which the host does not wait for, the device's own clock
-    tells the time of whole ticks: it is all "body", and "other" is what the device was not at work.
+    tells the time of whole ticks: it is all "body", with the gaps between launches of those that are not replayed.
     peak_bytes: as in `Plan`.
     """
 

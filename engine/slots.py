@@ -82,11 +82,11 @@ class HandOut:
         return self._fetched.ready
 
     def finished(self, mask_id: int) -> Iterator[Finished]:
-        """(sequence, tokens int64 [L], logprobs float32 [L], reveal_step int32 [L]), cut out without further copies.
+        """(sequence, tokens int64 [L], logprobs float32 [L], reveal_step int32 [L]).
 
         A row that had no finite law was left masked by a head that does not wait to look: NonFiniteLogits names it.
         """
-        columns = *self._fetched.wait(), self._reveal_step
+        columns = *(_pageable(column) for column in self._fetched.wait()), self._reveal_step
         for row, (sequence, length) in enumerate(zip(self._sequences, self._lengths, strict=True)):
             tokens, logprobs, reveal_step = (column[row, :length] for column in columns)
             masked = (tokens == mask_id).nonzero()
@@ -95,3 +95,9 @@ class HandOut:
                     f"sequence {sequence}, position {int(masked[0])}: a logit was NaN or +inf, or no id was possible"
                 )
             yield sequence, tokens, logprobs, reveal_step
+
+
+def _pageable(tensor: Tensor) -> Tensor:
+    """A tensor in ordinary memory: a GPU's copies arrive in pages that cannot be swapped out, few of which should be
+    kept."""
+    return tensor.clone() if tensor.is_pinned() else tensor

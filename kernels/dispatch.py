@@ -1,7 +1,8 @@
 """Who computes an operator: its implementations, why each can or cannot serve, and the pick among them."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -84,11 +85,22 @@ def triton_implementation(
 ) -> Implementation:
     """The function `operator` of `unmask.kernels.<operator>.triton_kernel`, imported at the first call."""
 
-    def run(*arguments):
+    def run(call):
         module = import_module(f"unmask.kernels.{operator}.triton_kernel")
-        return getattr(module, operator)(*arguments)
+        with _current(call.device):
+            return getattr(module, operator)(call)
 
     return Implementation("triton", run, status or triton_status, refuses, on_request=interpreted, **options)
+
+
+@contextmanager
+def _current(device: torch.device) -> Iterator[None]:
+    """Triton launches on the current GPU, whatever the tensors are on."""
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            yield
+    else:
+        yield
 
 
 def triton_status() -> tuple[bool, str]:

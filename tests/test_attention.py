@@ -364,6 +364,7 @@ TABLES = torch.zeros(8, 64), torch.zeros(8, 64)
         ({"lengths": (5, 3), "row_counts": (5, 3)}, False),
         ({"row_counts": (1, 2)}, False),
         ({"lengths": offsets((4, 4))}, False),
+        ({"row_counts": offsets((4, 4))}, False),
         ({"rope": TABLES}, False),
         (LONG, True),
         (LONG | {"rope": TABLES}, True),

@@ -656,7 +656,7 @@ def test_the_stages_take_files_and_shapes_that_exist(tmp_path, capsys):
     assert set(gpu_check.SHAPES) == set(SHAPES)
     assert step._options(gpu_check.step(tmp_path)[3:]).steps == 16
     files = [argument for argument in gpu_check.tests() if argument.endswith(".py")]
-    assert "tests/test_sample_head.py" in files and "tests/test_noise.py" in files
+    assert {f"tests/test_{name}.py" for name in ("sample_head", "noise", "graphs", "dit")} <= set(files)
     check = gpu_check.Check(tmp_path)
     timed = with_ratios([row("ours", "implementation", cold=4e-6), row("theirs", "peer", cold=12e-6)])
     Report([], {}, rows=[(one, CEILINGS) for one in timed]).save(tmp_path / "sample_head-mdlm-small.json")

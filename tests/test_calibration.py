@@ -203,6 +203,16 @@ class TestCalibrate:
         assert found.tick == 2.0 and [sentence for sentence in told if "damaged" in sentence] == told[:1]
         assert calibrate() == (found, [])
 
+    @pytest.mark.parametrize("lost", [("Product", "gelu"), ("Draw", "flop")])
+    def test_a_file_without_a_term_is_damaged(self, calibrate, lost):
+        calibrate()
+        path = calibration.cache_file()
+        content = json.loads(path.read_text())
+        del content["calibrations"][0]["rates"][lost[0]][lost[1]]
+        path.write_text(json.dumps(content))
+        _, told = calibrate()
+        assert "damaged" in told[0]
+
     def test_a_user_without_a_home_measures_each_time(self, calibrate, monkeypatch):
         def homeless(path):
             raise RuntimeError("Could not determine home directory.")

@@ -1,15 +1,22 @@
 """Ticks in rounded shapes and as graphs give the tokens that ticks as they are give."""
 
+from collections import Counter
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from test_dit import make
 from toys import MASK, Toy, random_dit
 
-from unmask import Ancestral, LogitsDenoiser, NonFiniteLogits, Sampler, graphs, load, slots
+from unmask import Ancestral, LogitsDenoiser, NonFiniteLogits, Sampler, Samples, graphs, load, slots
 from unmask import run as run_module
-from unmask.graphs import Graphs, Padded
+from unmask.graphs import Exact, Graphs, Padded
 from unmask.kernels import dispatch
+from unmask.kernels.add_norm.call import AddNormCall
+from unmask.kernels.attention.call import AttentionCall
+from unmask.models import dit
+from unmask.timeline import Limits
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
 
@@ -18,6 +25,14 @@ class Repeated(Graphs):
     """Graphs on a CPU: a replay makes the captured call again, from the inputs that the capture saw."""
 
     num_captured = num_replayed = 0
+
+    def __init__(self, device, limits):
+        super().__init__(device, limits)
+        self.met = []
+
+    def bucket(self, tick):
+        self.met.append(super().bucket(tick))
+        return self.met[-1]
 
     def _capture(self, call):
         self.num_captured += 1
@@ -35,12 +50,13 @@ def with_executor(monkeypatch):
     made = []
 
     def use(kind, window=graphs.WINDOW):
-        def executor(denoiser, limits, wanted):
-            made.append(kind(denoiser.device, limits))
-            made[-1].window = window
-            return made[-1]
+        def executors(denoisers, limits, wanted, impl):
+            made.extend(kind(denoiser.device, limits) for denoiser in denoisers)
+            for one in made:
+                one.window = window
+            return made[-len(denoisers) :]
 
-        monkeypatch.setattr(run_module, "executor", executor)
+        monkeypatch.setattr(run_module, "executors", executors)
         return made
 
     return use
@@ -69,8 +85,11 @@ def test_rounded_shapes_give_the_same_samples(name, kind, with_executor):
     torch.testing.assert_close(samples.logprobs, expected.logprobs, atol=1e-4, rtol=0)
     assert samples.stats.cost == expected.stats.cost and samples.stats.num_ticks == expected.stats.num_ticks
     if kind is Repeated:
-        captured, replayed = (sum(getattr(one, name) for one in made) for name in ("num_captured", "num_replayed"))
-        assert captured + replayed == samples.stats.num_ticks and captured < replayed and captured < 20
+        met = [bucket for one in made for bucket in one.met]
+        times = Counter(met)
+        assert len(met) == samples.stats.num_ticks and len(times) < 20
+        assert sum(one.num_captured for one in made) == sum(count > 1 for count in times.values())
+        assert sum(one.num_replayed for one in made) == sum(max(0, count - 2) for count in times.values()) > 0
 
 
 def test_a_time_conditioned_model_in_rounded_shapes(with_executor):
@@ -83,11 +102,13 @@ def test_a_time_conditioned_model_in_rounded_shapes(with_executor):
 
 
 @pytest.mark.skipif(not dispatch.interpreted(), reason="needs Triton's interpreter (TRITON_INTERPRET=1)")
+@pytest.mark.parametrize("conditioned", [False, True])
 @pytest.mark.parametrize("name", ["equal lengths", "ragged"])
-def test_the_kernels_of_a_gpu_in_rounded_shapes(name, with_executor, monkeypatch):
+def test_the_kernels_of_a_gpu_in_rounded_shapes(name, conditioned, with_executor, monkeypatch):
     """A GPU's path without the GPU: Triton's kernels by offsets, on padded ticks, in fp32 with the same tokens."""
     length = {"equal lengths": 24, "ragged": [24, 3, 17, 24, 1]}[name]
-    sampler = Sampler(random_dit("dit", 2, vocab_size=200, length=24), reveal=Ancestral(3), max_batch=4)
+    model = make("mdlm time-conditioned")[1] if conditioned else random_dit("dit", 2, vocab_size=200, length=24)
+    sampler = Sampler(model, reveal=Ancestral(3), max_batch=4)
     expected = sampler.sample(5, length, seed=2)
     picked, pick = set(), dispatch.Operator.pick
 
@@ -96,8 +117,12 @@ def test_the_kernels_of_a_gpu_in_rounded_shapes(name, with_executor, monkeypatch
         return pick(self, "triton", *arguments)
 
     monkeypatch.setattr(dispatch.Operator, "pick", pick_triton)
+    for call in (AttentionCall, AddNormCall):  # on a CPU the operators would turn offsets into numbers
+        monkeypatch.setattr(call, "counted", lambda self: self)
     with_executor(Padded)
-    samples = sampler.sample(5, length, seed=2)
+    run = sampler.stream(5, length, seed=2)
+    run._workspace.poison()
+    samples = Samples(list(run), 2, run.stats)
     assert picked == {"attention", "add_norm", "sample_head"}
     assert torch.equal(samples.tokens, expected.tokens)
     torch.testing.assert_close(samples.logprobs, expected.logprobs, atol=1e-4, rtol=0)
@@ -156,8 +181,81 @@ def test_a_row_without_a_law_is_an_error_at_the_hand_out(monkeypatch):
     assert f"sequence 0, position {toy.at}:" in str(error.value)
 
 
+@pytest.mark.parametrize("window", [1, 64])
+def test_what_was_planned_before_a_bad_prompt_is_done(window, with_executor):
+    """In a stream a bad prompt is an error when its turn comes: the ten before it are handed out."""
+    prompts = [[2, 3]] * 10 + [[99]]
+    sampler = Sampler(random_dit("dit", 1, vocab_size=50, length=16), reveal=Ancestral(4), max_batch=2, max_resident=2)
+    with_executor(Padded, window)
+    run, found = sampler.stream(None, 16, prompt=iter(prompts)), []
+    with pytest.raises(ValueError, match="prompt"):
+        found.extend(sample.index for sample in run)
+    assert sorted(found) == list(range(len(found))) and len(found) >= 8
+
+
+def test_who_runs_the_ticks(monkeypatch):
+    """By what a denoiser says of itself: no GPU is touched."""
+    limits, gpu = Limits(2, 2, 16), torch.device("cuda")
+
+    def made(wanted, impl=None, **denoiser):
+        given = SimpleNamespace(**{"device": gpu, "capturable": True, "name": "x"} | denoiser)
+        return graphs.executors([given, given], limits, wanted, impl)
+
+    def kinds(*arguments, **denoiser):
+        return {type(one) for one in made(*arguments, **denoiser)}
+
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", iter([(0, 1), (0, 2), (0, 3)]).__next__)
+    monkeypatch.setattr(graphs, "_EventClock", object)
+    assert [one._pool for one in made(None)] == [(0, 1)] * 2  # all graphs of a run share one
+    assert kinds(None) == kinds(True) == {Graphs} and kinds(False) == {Padded}
+    cases = ({"capturable": False}, {"impl": "reference"}, {"device": torch.device("cpu")})
+    for options in cases:
+        assert kinds(None, **options) == kinds(False, **options) == {Exact}
+        with pytest.raises(ValueError, match="graphs must be None or False for 'x'"):
+            made(True, **options)
+
+
+def test_the_device_s_clock_adds_up_what_is_done(monkeypatch):
+    class Event:
+        """Marks a moment of a device whose clock is at `now` milliseconds, and that has come to `done`."""
+
+        now = done = 0
+
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            self.at = Event.now
+
+        def query(self):
+            return self.at <= Event.done
+
+        def elapsed_time(self, other):
+            return other.at - self.at
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    clock = graphs._EventClock()
+    for begin, end in ((0, 2000), (3000, 3500), (4000, 9000)):
+        Event.now = begin
+        with clock:
+            Event.now = end
+    assert clock.seconds == 0
+    Event.done = 4000
+    assert clock.seconds == 2.5
+    Event.done = 9000
+    assert clock.seconds == clock.seconds == 7.5
+
+
+def test_a_dit_is_captured_where_triton_serves_it(monkeypatch):
+    monkeypatch.setattr(dit, "triton_status", lambda: (True, ""))
+    narrow, wide_heads = random_dit("a", 1, hidden=64, heads=2), random_dit("b", 1, hidden=288, heads=2)
+    assert narrow.capturable and not wide_heads.capturable
+    monkeypatch.setattr(dit, "triton_status", lambda: (False, "Triton is not installed"))
+    assert not narrow.capturable
+
+
 def test_a_cpu_has_no_graphs():
-    with pytest.raises(ValueError, match="graphs must be None or False on cpu, which has no CUDA graphs; got True"):
+    with pytest.raises(ValueError, match="graphs must be None or False for 'toy' on cpu, which has no CUDA graphs"):
         Sampler(Toy(9, 16), graphs=True).sample(1, 16)
     assert (Sampler(Toy(9, 16), reveal=Ancestral(2), graphs=False).sample(1, 16).tokens != MASK).all()
 
@@ -200,5 +298,5 @@ def test_a_foreign_model_runs_as_it_is():
     spec = Toy(9, 16).spec
     foreign = LogitsDenoiser(lambda tokens: torch.zeros(*tokens.shape, 9, device="cuda"), spec, device="cuda")
     assert (Sampler(foreign, reveal=Ancestral(4)).sample(5, 16).tokens != MASK).all()
-    with pytest.raises(ValueError, match="graphs must be None or False for 'logits'"):
+    with pytest.raises(ValueError, match=r"graphs must be None or False for 'logits' on cuda.*, whose network needs"):
         Sampler(foreign, graphs=True).sample(1, 16)

@@ -57,6 +57,13 @@ def test_the_tightest_limit_counts(monkeypatch, tmp_path):
     assert memory.available(cpu) == 60 << 10
 
 
+def test_a_gpu_s_free_memory_counts_what_torch_keeps_for_itself(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 9000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 500)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 200)
+    assert memory.available(torch.device("cuda")) == 1300
+
+
 ERRORS = {
     "torch, CPU": RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 99"),
     "torch, GPU": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 99"),

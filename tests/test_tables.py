@@ -56,6 +56,7 @@ def test_a_record_holds_its_tick(name, padded):
         assert set(inputs.slots[num:].tolist()) <= {int(tick.slots[0])}
         assert set(inputs.starts[num:].tolist()) == {total} and set(inputs.row_starts[num:].tolist()) == {num_rows}
         assert set(inputs.targets[num_rows:].tolist()) <= {SPARE}
+        assert set(inputs.mask_rate[num:].tolist()) <= {1.0}
         for unused in (inputs.rows, inputs.positions, inputs.keys):
             assert not unused[num_rows:].any()
         assert [len(inputs.slots), len(inputs.rows)] == [bucket.num_sequences, bucket.num_rows]

@@ -70,9 +70,9 @@ class Published:
         return self.log_probs(tokens, narrow).argmax(-1)
 
     def steps(self, tokens: Tensor, num_steps: int, first: int, count: int, narrow: bool) -> list[float]:
-        """Seconds of some consecutive steps of `_sample(num_steps)`, which is at `tokens` when step `first` begins.
+        """Seconds of `count` steps of `_sample(num_steps)` that call the network, from step `first` on.
 
-        The steps before are not run, and it is stopped after the last.
+        That step begins with `tokens`. The steps before are not run, and it is stopped after the last.
         """
         sampler, stamps, numbers = self.diffusion, [], itertools.count()
         update = type(sampler)._ddpm_caching_update
@@ -80,8 +80,8 @@ class Published:
         def window(x: Tensor, t: Tensor, dt: float, p_x0: Tensor | None = None) -> tuple[Tensor | None, Tensor]:
             if next(numbers) < first:
                 return None, x
-            stamps.append(time.perf_counter())
-            if len(stamps) > count:
+            stamps.append((time.perf_counter(), p_x0 is None))
+            if sum(called for _, called in stamps) > count:
                 raise _Enough
             with self._precision(narrow):
                 return update(sampler, x, t, dt, p_x0=p_x0)
@@ -94,7 +94,7 @@ class Published:
                 sampler._sample(num_steps)
         finally:
             del sampler._ddpm_caching_update, sampler._sample_prior
-        return [after - before for before, after in itertools.pairwise(stamps)]
+        return [after - before for (before, called), (after, _) in itertools.pairwise(stamps) if called]
 
     def split(self, run: Callable[[], object]) -> dict[str, float]:
         """Seconds that one step on a CPU spends in the network's body, in its head, and in all the rest."""
@@ -176,7 +176,8 @@ def _importable(checkout: Path) -> Iterator[None]:
     forget()
     sys.path.insert(0, place)
     sys.meta_path.insert(0, finder)
-    sys.modules.update(_flash_attn())
+    if not (torch.cuda.is_available() and find_spec("flash_attn")):
+        sys.modules.update(_flash_attn())
     try:
         yield
     finally:

@@ -30,6 +30,9 @@ from torch import Tensor
 from unmask.denoiser import Batch, Denoiser, DenoiserSpec, Head
 from unmask.dtype import DTYPES, short
 from unmask.kernels import Offsets, add_norm, attention
+from unmask.kernels.add_norm import MAX_COLUMNS
+from unmask.kernels.attention.triton_config import MAX_DIM
+from unmask.kernels.dispatch import triton_status
 from unmask.models.linear import Linear
 from unmask.work import AddNorm, Attention, Count, Draw, Flops, Load, Operation, Product, Work
 from unmask.workspace import Workspace
@@ -160,12 +163,11 @@ class DiT(Denoiser):
     `dtype`, fp32 or bf16; the residual stream, layer norms and modulation are fp32 in both. A checkpoint with adaLN is
     folded unless `spec.time_conditioned`; then sigma = -log(1 - (1 - 1e-3) mask_rate), the published log-linear noise.
 
-    Activations live in the workspace. Outside it a call allocates only vectors per sequence, and where plain torch or
-    its SDPA serve `add_norm` and `attention`, temporaries of at most 4096 rows and of a span of equally long sequences.
-    On a CPU, oneDNN makes each product in memory of its own before it is copied.
+    Activations live in the workspace. Outside it a call allocates vectors per sequence; where plain torch or its SDPA
+    serve `add_norm` and `attention`, temporaries of at most 4096 rows and of a span of equally long sequences; on a
+    GPU, Triton's attention a rotated copy of the keys, in fp32 of the queries too; on a CPU, oneDNN at most 24 MiB of a
+    product at a time before it is copied.
     """
-
-    capturable = True
 
     def __init__(
         self,
@@ -255,6 +257,12 @@ class DiT(Denoiser):
         if self.spec.time_conditioned:
             wide |= {"modulation0": max_batch * 6 * d, "modulation1": max_batch * 6 * d}
         return wanted | {name: (numel, torch.float32) for name, numel in wide.items()}
+
+    @property
+    def capturable(self) -> bool:
+        head_dim, fits = self.spec.hidden_size // self.spec.num_heads, self.spec.hidden_size <= MAX_COLUMNS
+        usable, _ = triton_status()
+        return usable and head_dim <= MAX_DIM and (fits or not self.spec.time_conditioned)
 
     @torch.no_grad()
     def hidden(self, batch: Batch, workspace: Workspace) -> Tensor:

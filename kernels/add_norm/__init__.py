@@ -11,13 +11,13 @@ from unmask.kernels.logits import triton_refuses
 from unmask.kernels.offsets import Counts, Offsets
 
 _NARROW = torch.float32, torch.bfloat16, torch.float16
-_TRITON_COLUMNS = 8192  # a row in registers
+MAX_COLUMNS = 8192  # of Triton, which holds a row in registers
 
 
 def _triton_refuses(call: AddNormCall) -> str | None:
     dim = call.residual.shape[1]
-    if dim > _TRITON_COLUMNS:
-        return f"needs at most {_TRITON_COLUMNS} columns, got {dim}"
+    if dim > MAX_COLUMNS:
+        return f"needs at most {MAX_COLUMNS} columns, got {dim}"
     return triton_refuses({"residual": call.residual})
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from unmask.kernels.offsets import Counts, Offsets, known_counts
@@ -21,6 +22,10 @@ class AddNormCall:
     row_counts: Counts | None
     eps: float
     out: Tensor
+
+    @property
+    def device(self) -> torch.device:
+        return self.residual.device
 
     def counted(self) -> "AddNormCall":
         """With the numbers of rows, without the rows past their end. Waits for the device of offsets."""

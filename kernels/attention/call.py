@@ -33,6 +33,10 @@ class AttentionCall:
     scale: float
     out: Tensor  # [Q, H, D]
 
+    @property
+    def device(self) -> torch.device:
+        return self.query.device
+
     def counted(self) -> "AttentionCall":
         """With the numbers of tokens and queries, without the rows past their end. Waits for the device of offsets."""
         if not isinstance(self.lengths, Offsets) and not isinstance(self.row_counts, Offsets):

@@ -95,7 +95,9 @@ def defers_to_sdpa(call: AttentionCall) -> bool:
     rows, which plain torch makes at 48 bytes of memory traffic for each number of queries and keys in 16 bits; that is
     made up for from ROTATED_FROM tokens on."""
     lengths = call.lengths
-    if isinstance(lengths, Offsets) or lengths != call.row_counts or len(set(lengths)) > 1:
+    if any(isinstance(counts, Offsets) for counts in (lengths, call.row_counts)):
+        return False  # sdpa does not serve what only the device knows
+    if lengths != call.row_counts or len(set(lengths)) > 1:
         return False
     half = call.query.dtype in (torch.bfloat16, torch.float16)
     if not half or call.query.shape[2] != 128 or architecture(call.query.device) != "sm_90":

@@ -182,7 +182,8 @@ def attention(call: AttentionCall) -> None:
     query, key, device = call.query, call.key, call.query.device
     num_groups, dim = key.shape[1:]
     share, block_d = query.shape[1] // num_groups, max(16, triton.next_power_of_2(dim))
-    tokens, rows = (device_offsets(counts, device) for counts in (call.lengths, call.row_counts))
+    tokens = device_offsets(call.lengths, device)
+    rows = tokens if call.row_counts is call.lengths else device_offsets(call.row_counts, device)
     tile = choose_tile(call)
     block_k = min(tile.block_k or block_d, block_d)
     cos, sin = (None, None) if call.rope is None else (table.contiguous() for table in call.rope)

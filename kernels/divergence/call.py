@@ -34,6 +34,10 @@ class DivergenceCall:
     b: Logits
 
     @property
+    def device(self) -> torch.device:
+        return self.a.hidden.device
+
+    @property
     def operands(self) -> dict[str, Tensor | None]:
         return {**self.a.operands("_a"), **self.b.operands("_b")}
 

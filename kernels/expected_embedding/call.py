@@ -22,6 +22,10 @@ class EmbeddingCall:
     table: Tensor  # [V, E]
 
     @property
+    def device(self) -> torch.device:
+        return self.table.device
+
+    @property
     def operands(self) -> dict[str, Tensor | None]:
         return {**self.logits.operands(), "table": self.table}
 

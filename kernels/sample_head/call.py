@@ -47,6 +47,10 @@ class HeadCall:
     out: tuple[Tensor, Tensor] | None = None
 
     @property
+    def device(self) -> torch.device:
+        return self.hidden.device
+
+    @property
     def num_rows(self) -> int:
         return len(self.keys)
 
