@@ -15,10 +15,12 @@ from unmask.choose import Categorical
 from unmask.dtype import parse as parse_dtype
 from unmask.info import collect
 from unmask.measure import calibrate
+from unmask.options import AsJson, Model, Threads, named_sources, set_threads
 from unmask.progress import Progress, Unmasking
 from unmask.reveal import parse
 from unmask.sampler import Sampler
 from unmask.samples import Samples, check_path
+from unmask.study.cli import app as study
 from unmask.training.progress import follow
 from unmask.training.trainer import TrainConfig, Trainer
 
@@ -31,19 +33,10 @@ app = typer.Typer(
     help="Exact, fast sampling from masked diffusion language models.",
 )
 
-BUNDLED_PAIR = ("heavy=sotu-heavy", "light=sotu-light")
+app.add_typer(study, name="study")
+
 SANDWICH = "light:12.5% heavy:75% light:12.5%"
 
-Model = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--model",
-        "-m",
-        metavar="[NAME=]SOURCE",
-        help="A denoiser: bundled name, checkpoint folder or file, or hub id. Give it once for each model. "
-        f"Default: the bundled pair, {' and '.join(BUNDLED_PAIR)}.",
-    ),
-]
 ScheduleText = Annotated[
     str | None,
     typer.Option(
@@ -84,10 +77,6 @@ Dtype = Annotated[
     typer.Option(help="float32, bfloat16, or auto: the faster on this machine. Where exactness is claimed: float32."),
 ]
 Device = Annotated[str, typer.Option(help="Where the models live: cpu, cuda.")]
-Threads = Annotated[
-    int | None, typer.Option(help="CPU threads; 1 is often fastest on a busy machine. Default: torch's choice.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 
 @app.command(
@@ -159,7 +148,8 @@ def plan(
     """
     sampler = _sampler(model, schedule, reveal, Categorical(), max_batch, dtype, device, threads, tokenizer)
     first = next(iter(sampler.models.values()))
-    calibration = calibrate(first.device, first.dtype, again=recalibrate, tell=_tell)
+    on_cpu = first.device.type == "cpu"  # a GPU's graphs are not told by operations timed one by one
+    calibration = calibrate(first.device, first.dtype, again=recalibrate, tell=_tell) if on_cpu else None
     planned = sampler.plan(num_samples, length, seed=seed, prompt=prompt, suffix=suffix, calibration=calibration)
     print(json.dumps(planned.to_json()) if as_json else planned)
 
@@ -220,7 +210,7 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train a denoiser on text: tokenizer, training with held-out bounds, checkpoint."""
-    _set_threads(threads)
+    set_threads(threads)
     config = TrainConfig(
         data=data,
         tokenizer=str(tokenizer) if tokenizer else None,
@@ -268,37 +258,21 @@ def _sampler(
     threads: int | None,
     tokenizer: Path | None,
 ) -> Sampler:
-    _set_threads(threads)
+    set_threads(threads)
     chosen = parse_dtype(dtype)
     if schedule is None and not model:
         schedule = SANDWICH
     policy = parse(reveal)
-    named = [_name_source(text) for text in model or BUNDLED_PAIR]
-    names = [name for name, _ in named]
-    if len(set(names)) < len(names):
-        raise ValueError(f"model names must differ, got {', '.join(names)}; write NAME=SOURCE")
+    sources = named_sources(model)
     if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
         raise ValueError(f"device must be cpu, or cuda where torch {torch.__version__} finds one, got {device!r}")
     if chosen is None:
-        choice = faster_dtype([source for _, source in named], device=device)
+        choice = faster_dtype(sources.values(), device=device)
         chosen = choice.dtype
         _tell(str(choice))
     options = {"dtype": chosen, "device": device, "tokenizer": tokenizer}
-    models = {name: load(source, **options) for name, source in named}
+    models = {name: load(source, **options) for name, source in sources.items()}
     return Sampler(models, schedule=schedule, reveal=policy, choose=choose, max_batch=max_batch)
-
-
-def _name_source(text: str) -> tuple[str, str]:
-    name, equals, source = text.partition("=")
-    return (name, source) if equals else (Path(text).name, text)
-
-
-def _set_threads(threads: int | None) -> None:
-    if threads is None:
-        return
-    if threads < 1:
-        raise ValueError(f"threads must be at least 1, got {threads}")
-    torch.set_num_threads(threads)
 
 
 def _tell(message: str) -> None:
