@@ -12,8 +12,8 @@ class Plan:
     num_samples, num_tokens: sequences, and positions to reveal in all of them. reveal, schedule: as text.
     num_ticks, occupancy: see `unmask.timeline`. cost: the calls, their FLOPs and the schedule's saving.
     peak_bytes: all buffers of the run together: without the weights, the scratch memory of operators (the head's is at
-    most 8 MiB) and whatever a `LogitsDenoiser`'s model allocates. seconds: predicted from a calibration; None without
-    one, and with a `LogitsDenoiser`, of which nothing is known to predict them from.
+    most 8 MiB on a CPU and 64 MB on a GPU) and whatever a `LogitsDenoiser`'s model allocates. seconds: predicted from a
+    calibration; None without one, and with a `LogitsDenoiser`, of which nothing is known to predict them from.
     """
 
     num_samples: int
