@@ -82,7 +82,8 @@ class Difference:
 class Row:
     """A schedule: its texts, how they differ from those of the first schedule (None for that one), and their price.
 
-    saved: FLOPs, against the costliest model alone. seconds: of sampling. nfe: network calls per text, by model.
+    saved: FLOPs, against the costliest model alone. seconds: of sampling; the first schedule's include the warm-up.
+    nfe: network calls per text, by model.
     """
 
     schedule: str
