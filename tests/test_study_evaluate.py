@@ -360,7 +360,7 @@ def test_the_command_shows_what_a_scorer_says(monkeypatch, capsys):
     options = "-n", 2, "--length", 8, "--reveal", "first-hitting", "--data", "none", "--scorer", "some/model"
     assert run(monkeypatch, "--schedule", "heavy", "--schedule", "light", *options) == 0
     shown = capsys.readouterr().out
-    assert "generative perplexity − first" in shown and "perplexity / first" in shown and "by lengths" in shown
+    assert "perplexity − first" in shown and "perplexity / first" in shown and "by lengths" in shown
     assert "real text" not in shown
 
 
