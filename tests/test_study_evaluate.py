@@ -119,6 +119,25 @@ def test_paired_intervals_are_narrower_and_those_of_resampling():
     assert paired.high - paired.low < 0.7 * (high - low)
 
 
+def test_intervals_of_perplexities_are_those_of_resampled_texts():
+    """Tokens weigh alike, not texts; the pair of a text is drawn together."""
+    rng = np.random.default_rng(0)
+    counts = rng.integers(5, 40, (2, 30)).astype(float)
+    nats = counts * rng.gamma(20, 0.15, 30) * rng.gamma(50, 0.02, (2, 30))
+    one, other = ({"nll": pair, "perplexity": pair} for pair in zip(nats, counts, strict=True))
+    drawn = bootstrap.resamples(30, 300)
+    found = difference_of(one, other, drawn)
+    pairs = []
+    for row in drawn.astype(int):
+        units = np.repeat(np.arange(30), row)
+        pairs.append([np.exp(nats[side, units].sum() / counts[side, units].sum()) for side in (0, 1)])
+    first, second = np.exp(nats.sum(1) / counts.sum(1))
+    a, b = np.array(pairs).T
+    ends = 0.025, 0.975
+    assert found.measures["perplexity"] == pytest.approx((second - first, *np.quantile(b - a, ends)))
+    assert found.perplexity_ratio == pytest.approx((second / first, *np.quantile(b / a, ends)))
+
+
 class Lengths:
     """Scores a text by its characters: one nat for an e, two for any other."""
 

@@ -51,10 +51,15 @@ def _add_differences(table: Table, found: Evaluation, blank: list[str]) -> None:
             cells = (_cell(name, row.difference.measures[name]) for row in others)
             table.add_row(f"{name} − first", *blank, "", *cells)
     if first.quality.num_scored is not None:
-        table.add_row("perplexity / first", *blank, "", *(str(row.difference.perplexity_ratio) for row in others))
+        ratios = (_skewed(row.difference.perplexity_ratio, ".3f") for row in others)
+        table.add_row("perplexity / first", *blank, "", *ratios)
 
 
 def _cell(name: str, interval: Interval) -> str:
-    if name != "perplexity":
-        return str(interval)
-    return "{:.1f} [{:.1f}, {:.1f}]".format(*interval)
+    return _skewed(interval, ".1f") if name == "perplexity" else str(interval)
+
+
+def _skewed(interval: Interval, digits: str) -> str:
+    """Both ends of an interval, for what is not spread evenly about its value."""
+    value, low, high = (format(number, digits) for number in interval)
+    return f"{value} [{low}, {high}]"
