@@ -213,6 +213,10 @@ class TestCalibrate:
         _, told = calibrate()
         assert "damaged" in told[0]
 
+    def test_a_gpu_is_not_calibrated(self):
+        with pytest.raises(ValueError, match="device must be cpu, got cuda"):
+            measure.calibrate("cuda")
+
     def test_a_user_without_a_home_measures_each_time(self, calibrate, monkeypatch):
         def homeless(path):
             raise RuntimeError("Could not determine home directory.")

@@ -159,6 +159,24 @@ def test_samples_that_are_still_on_their_way(monkeypatch):
         assert torch.equal(one.tokens, other.tokens) and torch.equal(one.reveal_step, other.reveal_step)
 
 
+def test_what_is_fetched_is_waited_for():
+    class Event:
+        done = False
+
+        def query(self):
+            return self.done
+
+        def synchronize(self):
+            self.done = True
+
+    fetched = graphs.Fetched((torch.arange(3),))
+    assert fetched.ready  # nothing is on its way on a CPU
+    fetched._arrived = Event()
+    assert not fetched.ready
+    (tensor,) = fetched.wait()
+    assert fetched.ready and tensor.tolist() == [0, 1, 2]
+
+
 def test_a_row_without_a_law_is_an_error_at_the_hand_out(monkeypatch):
     """A head that does not look at its rows leaves the position masked."""
 
