@@ -142,14 +142,14 @@ def load(
         ]
         finished = parcel.add(tick.slots[tick.finished].astype(np.int64)) if tick.finished.any() else None
         packed.append((tick, bucket, parcel.add(record(tick, bucket, slot_length, spare)), admitted, finished))
-    read = partial(read_field, upload(parcel.packed()))
+    arrived = partial(read_field, upload(parcel.packed()))
     return [
         LoadedTick(
             tick,
             bucket,
-            read(fields),
-            [(read(slots), read(template)) for slots, template in admitted],
-            None if finished is None else read(finished),
+            arrived(fields),
+            [(arrived(slots), arrived(template)) for slots, template in admitted],
+            None if finished is None else arrived(finished),
         )
         for tick, bucket, fields, admitted, finished in packed
     ]
