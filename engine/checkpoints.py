@@ -91,6 +91,11 @@ def load(
     )
 
 
+def parameters(source: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint that `load` reads, by their published names, in fp32."""
+    return {name: tensor.float() for name, tensor in _open(source, None, None).parameters.items()}
+
+
 def faster_dtype(sources: Iterable[str | os.PathLike[str]], *, device: torch.device | str = "cpu") -> Choice:
     """One dtype for models that run together: the one in which the largest of them (by parameters) is faster here.
 

