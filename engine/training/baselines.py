@@ -17,29 +17,51 @@ def unigram_nats(train: np.ndarray, heldout: np.ndarray, vocab_size: int) -> flo
 
 
 def trigram_nats(train: np.ndarray, heldout: np.ndarray, vocab_size: int) -> float:
-    """Mean −log p per held-out token (nats) of an interpolated Kneser–Ney trigram with discount 0.75.
-
-    Each order backs off to the next by the discounted mass of its context; lower orders count distinct left
-    neighbours, the unigram is smoothed towards uniform (Chen and Goodman 1999, section 2.7). The first two held-out
-    tokens are read as context only.
+    """Mean −log p per held-out token (nats) of a `Trigram`. The first two held-out tokens are read as context only.
 
     train, heldout: int64 token streams.
     """
-    trigrams = _Counts.of(_ngram_codes(train, 3, vocab_size), vocab_size)
-    bigrams = _Counts.of(trigrams.codes % vocab_size**2, vocab_size)
-    unigrams = _Counts.of(bigrams.codes % vocab_size, vocab_size)
-    codes = _ngram_codes(heldout, 3, vocab_size)
-    law = unigrams.interpolate(codes % vocab_size, 1.0 / vocab_size)
-    law = bigrams.interpolate(codes % vocab_size**2, law)
-    law = trigrams.interpolate(codes, law)
-    return float(-np.log(law).mean())
+    return float(Trigram.fit(train, vocab_size).nats(heldout[None])[0, 2:].mean())
 
 
-def _ngram_codes(ids: np.ndarray, order: int, vocab_size: int) -> np.ndarray:
-    """int64 [T − order + 1]: each n-gram as one number in base V, last token in the lowest digit."""
-    codes = np.zeros(len(ids) - order + 1, dtype=np.int64)
+@dataclass(frozen=True)
+class Trigram:
+    """An interpolated Kneser–Ney trigram with discount 0.75 (Chen and Goodman 1999, section 2.7), as it was fitted.
+
+    Each order backs off to the next by the discounted mass of its context; lower orders count distinct left neighbours,
+    the unigram is smoothed towards uniform.
+    """
+
+    vocab_size: int
+    orders: tuple["_Counts", "_Counts", "_Counts"]
+
+    @classmethod
+    def fit(cls, train: np.ndarray, vocab_size: int) -> "Trigram":
+        """train: int64 token stream [T], of at least three ids below `vocab_size`."""
+        if len(train) < 3:
+            raise ValueError(f"train must hold at least 3 tokens, got {len(train)}")
+        trigrams = _Counts.of(_ngram_codes(train[None], 3, vocab_size)[0], vocab_size)
+        bigrams = _Counts.of(trigrams.codes % vocab_size**2, vocab_size)
+        return cls(vocab_size, (_Counts.of(bigrams.codes % vocab_size, vocab_size), bigrams, trigrams))
+
+    def nats(self, texts: np.ndarray) -> np.ndarray:
+        """−log p of each token of texts int64 [S, L], given the two before it in its own text; float64 [S, L].
+
+        The first token of a text has the law of the unigram and the second that of the bigram, so that the sum over a
+        text is −log of a probability of the whole text.
+        """
+        law = np.full(texts.shape, 1.0 / self.vocab_size)
+        for order, counts in enumerate(self.orders[: texts.shape[1]], start=1):
+            law[:, order - 1 :] = counts.interpolate(_ngram_codes(texts, order, self.vocab_size), law[:, order - 1 :])
+        return -np.log(law)
+
+
+def _ngram_codes(texts: np.ndarray, order: int, vocab_size: int) -> np.ndarray:
+    """int64 [S, L − order + 1]: each n-gram as one number in base V, last token in the lowest digit."""
+    num = texts.shape[1] - order + 1
+    codes = np.zeros((len(texts), num), dtype=np.int64)
     for offset in range(order):
-        codes = codes * vocab_size + ids[offset : len(ids) - order + 1 + offset]
+        codes = codes * vocab_size + texts[:, offset : offset + num]
     return codes
 
 
@@ -60,7 +82,7 @@ class _Counts:
         contexts, first, types = np.unique(unique // vocab_size, return_index=True, return_counts=True)
         return cls(vocab_size, unique, counts, contexts, np.add.reduceat(counts, first), types)
 
-    def interpolate(self, codes: np.ndarray, lower: np.ndarray | float) -> np.ndarray:
+    def interpolate(self, codes: np.ndarray, lower: np.ndarray) -> np.ndarray:
         """p(last | context) of `codes`, backing off to `lower`; an unseen context is all back-off."""
         count = _lookup(self.codes, self.counts, codes)
         context_count = _lookup(self.contexts, self.context_counts, codes // self.vocab_size)
