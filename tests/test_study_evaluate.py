@@ -1,5 +1,6 @@
 """Evaluations against laws written out, scorers against likelihoods computed by hand, and the command."""
 
+import io
 import json
 import sys
 from importlib.util import find_spec
@@ -9,14 +10,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from toys import HiddenMarkov, Toy
 
-from unmask import Ancestral, FirstHitting, cli, load, metrics
+from unmask import Ancestral, Categorical, FirstHitting, Sampler, cli, load, metrics
 from unmask.study import bootstrap, scorer
 from unmask.study import cli as study
+from unmask.study.bootstrap import MIN_UNITS
 from unmask.study.evaluate import columns_of, difference_of, evaluate
-from unmask.study.scorer import Scorer, Scores, load_scorer, locate
+from unmask.study.law import output_law
+from unmask.study.report import quality_table
+from unmask.study.scorer import Scorer, Scores, TrigramScorer, load_scorer, locate
 from unmask.training import corpus
+from unmask.training.baselines import Trigram
 
 NUM_IDS, LENGTH = 3, 4
 SEQUENCES = np.array(list(product(range(NUM_IDS), repeat=LENGTH)))
@@ -93,6 +99,74 @@ def test_exact_nll_of_schedules_is_that_of_their_laws():
             more = found.rows[name].difference.measures["exact_nll"]
             assert abs(more.value - (expected - entropy)) < 6 * error and more.low > 0
     assert found.heldout is None and found.scorer is None
+
+
+def with_mask(law, model):
+    """A law over real ids as one over all ids."""
+    whole = np.zeros((NUM_IDS + 1,) * LENGTH)
+    whole[np.ix_(*(model.ids,) * LENGTH)] = law
+    return whole
+
+
+def test_exact_rows_of_a_known_law():
+    """Laws that are counted lie beside the sampled ones, and agree with the laws written out."""
+    heavy, light = markov(0), markov(1)
+    p, wrong = joint(heavy), joint(light)
+    found = evaluate(
+        {"heavy": heavy, "light": light},
+        {"heavy": "heavy", "some": "light:50% heavy:50%"},
+        num_samples=400,
+        length=LENGTH,
+        reveal=FirstHitting(),
+        max_batch=64,
+        law=with_mask(p, heavy),
+    )
+    entropy = -(p * np.log(p)).sum() / LENGTH
+    assert found.law_entropy == pytest.approx(entropy)
+    for name, steps in {"heavy": [p] * 4, "some": [wrong, wrong, p, p]}.items():
+        exact, sampled = found.rows[name].exact, found.rows[name].quality.measures["exact_nll"]
+        assert exact.nll == pytest.approx(-(law_of(steps) * np.log(p)).sum() / LENGTH, abs=1e-6)
+        assert exact.total_variation == pytest.approx(np.abs(law_of(steps) - p).sum() / 2, abs=1e-6)
+        assert sampled.low - 0.05 < exact.nll < sampled.high + 0.05
+    assert found.rows["some"].exact.total_variation > 0.05 > 1e-6 > found.rows["heavy"].exact.total_variation
+    saved = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert saved["rows"]["some"]["exact"]["nll"] == found.rows["some"].exact.nll
+    console = Console(width=150, file=io.StringIO())
+    console.print(quality_table(found))
+    shown = console.file.getvalue()
+    for line in ("nats/token under the law", "… exactly", "total variation, exactly", "The law itself has"):
+        assert line in shown
+
+
+def test_what_the_law_excludes_costs_an_infinite_nll():
+    """The model may end at the last id, the data never does: no text's probability is asked for."""
+    heavy, p = markov(0), joint(markov(0))
+    p[..., -1] = 0
+    found = evaluate(
+        {"heavy": heavy},
+        {"heavy": "heavy"},
+        num_samples=10,
+        length=LENGTH,
+        reveal=Ancestral(2),
+        law=with_mask(p / p.sum(), heavy),
+    )
+    exact = found.rows["heavy"].exact
+    assert exact.nll == np.inf and exact.to_json()["nll"] is None and 0 < exact.total_variation < 1
+    assert "exact_nll" not in found.rows["heavy"].quality.measures
+    json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_the_token_choice_is_that_of_samples_and_of_exact_laws():
+    heavy = markov(0)
+    runs, options = {}, {"num_samples": 12, "length": LENGTH, "reveal": FirstHitting(), "seed": 4}
+    law = with_mask(joint(heavy), heavy)
+    greedy = Categorical(0.0)
+    found = evaluate({"heavy": heavy}, {"a": "heavy"}, choose=greedy, law=law, on_samples=runs.__setitem__, **options)
+    expected = Sampler(heavy, reveal=FirstHitting(), choose=greedy).sample(12, LENGTH, seed=4)
+    assert torch.equal(runs["a"].tokens, expected.tokens)
+    output = output_law({"heavy": heavy}, "heavy", FirstHitting(), LENGTH, greedy)
+    assert found.rows["a"].exact.total_variation == pytest.approx(metrics.total_variation(output, law))
+    assert found.choose == greedy and found.to_json()["choose"]["temperature"] == 0
 
 
 def test_paired_intervals_are_narrower_and_those_of_resampling():
@@ -197,6 +271,8 @@ BAD = {
     "few samples": ({"num_samples": 9}, "num_samples must be at least 10, as 95 % intervals .* got 9"),
     "too long": ({"length": 99}, "99"),
     "windows": ({"heldout_windows": np.zeros((2, 4))}, r"must have shape \[10, 4\], got \[2, 4\]"),
+    "law of real ids": ({"law": np.ones((8,) * 4)}, r"one axis of all ids for each token, \[9, 9, 9, 9\], got \[8,"),
+    "two laws": ({"law": np.ones((9,) * 4), "log_law": len}, "log_law must be left out where law tells the same"),
     "no tokenizer": ({"scorer": Lengths()}, "scorer needs text, and so models with a tokenizer"),
 }
 
@@ -216,7 +292,39 @@ def test_a_text_that_the_law_excludes_is_named():
         columns_of(np.zeros((2, 3), np.int64), log_law=lambda tokens: np.array([-1.0, -np.inf]))
 
 
+@pytest.mark.parametrize(("num", "enough"), [(MIN_UNITS - 2, False), (MIN_UNITS, True)])
+def test_the_fewest_units_are_those_whose_intervals_cover_90_percent(num, enough):
+    """Means of 20,000 sets of normal units: 88.6 and 90.1 % are covered; the standard error here is 0.2 %."""
+    rng, hits = np.random.default_rng(1), 0
+    for _ in range(20):
+        drawn, units = bootstrap.resamples(num, 800, seed=rng.integers(2**32)), rng.standard_normal((num, 1000))
+        low, high = np.quantile(drawn @ units, (0.025, 0.975), axis=0)
+        hits += ((low <= 0) & (high >= 0)).sum()
+    assert (hits / 20_000 > 0.893) == enough, hits / 20_000
+
+
 # ---- Scorers ----
+
+
+def test_a_trigram_scores_token_ids():
+    """All of a text's tokens, by the counts of what training saw; no decoding, so no tokenizer is asked for."""
+    rng = np.random.default_rng(0)
+    trigram = Trigram.fit(rng.integers(0, 9, 300), 9)
+    runs, real = {}, rng.integers(0, 9, (10, 4))
+    found = evaluate(
+        {"toy": Toy(9, 12)},
+        {"a": "toy"},
+        num_samples=10,
+        length=4,
+        reveal=FirstHitting(),
+        scorer=TrigramScorer(trigram),
+        heldout_windows=real,
+        on_samples=runs.__setitem__,
+    )
+    for quality, tokens in ((found.rows["a"].quality, runs["a"].tokens.numpy()), (found.heldout, real)):
+        assert quality.measures["nll"].value == pytest.approx(trigram.nats(tokens).mean())
+        assert quality.num_scored == 40 and quality.num_cut == 0
+    assert found.scorer == "trigram"
 
 
 class Causal(torch.nn.Module):
@@ -372,6 +480,44 @@ def test_the_command_writes_table_json_and_samples(texts, tmp_path, monkeypatch,
     assert printed == saved
 
 
+def test_the_command_scores_with_a_trigram_of_the_training_part(texts, tmp_path, pair, monkeypatch, capsys):
+    options = "-n", 10, "--length", 12, "--reveal", "ancestral:3", "--data", texts, "--heldout-share", 0.3
+    options = ("--schedule", "heavy", "--scorer", "trigram", "--temperature", 0.5, *options)
+    assert run(monkeypatch, *options, "--dtype", "bfloat16", "--json") == 0
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    train, heldout = corpus.split(corpus.read_documents(texts), 0.3)
+    train, heldout = (corpus.Stream.encode(part, pair["heavy"].tokenizer) for part in (train, heldout))
+    windows = heldout.windows(12)
+    real = Trigram.fit(train.ids, pair["heavy"].spec.vocab_size).nats(windows[np.arange(10) * len(windows) // 10])
+    assert found["heldout"]["measures"]["nll"]["value"] == pytest.approx(real.mean())
+    assert found["scorer"] == "trigram" and found["choose"]["temperature"] == 0.5
+    assert captured.err.splitlines()[-1] == "scoring: 20/20"
+    assert any(line.startswith("sampled heavy: 10 texts in ") for line in captured.err.splitlines())
+    runs = {}
+    models = {"heavy": load("sotu-heavy", dtype="bfloat16")}
+    evaluate(
+        models,
+        {"a": "heavy"},
+        num_samples=10,
+        length=12,
+        reveal=Ancestral(3),
+        choose=Categorical(0.5),
+        on_samples=runs.__setitem__,
+    )
+    entropy = metrics.entropies(runs["a"].tokens.numpy()).mean()
+    assert found["rows"]["heavy"]["quality"]["measures"]["entropy"]["value"] == pytest.approx(entropy)
+
+
+def test_lines_of_progress_are_few(monkeypatch, capsys):
+    times = iter([0.0, 3.0, 11.0, 11.0, 12.0, 20.0])
+    monkeypatch.setattr(study.time, "perf_counter", lambda: next(times))
+    with study._phases() as follow:
+        for done in (1, 2, 3, 1000):
+            follow("sampling", done, 1000)
+    assert capsys.readouterr().err.splitlines() == ["sampling: 2/1,000", "sampling: 1,000/1,000"]
+
+
 def test_the_command_shows_what_a_scorer_says(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.setattr(study, "locate", lambda source: None)
@@ -391,6 +537,11 @@ def test_the_command_shows_what_a_scorer_says(monkeypatch, capsys):
         (("--schedule", "heavy", "-n", 9), "num_samples must be at least 10, as 95 % intervals"),
         (("--schedule", "heavy", "-n", 9999, "--length", 40), "num_samples must be at most the"),
         (("--schedule", "heavy", "--scorer", "nowhere/lm.gguf"), "scorer must be 'none', 'trigram', 'smollm2'"),
+        (("--schedule", "heavy", "--scorer", "trigram", "--data", "none"), "scorer 'trigram' needs text to learn from"),
+        (("--schedule", "heavy", "--scorer-dtype", "auto"), "scorer-dtype must be float32 or bfloat16, got 'auto'"),
+        (("--schedule", "heavy", "--dtype", "int8"), "dtype must be float32, bfloat16 or auto, got 'int8'"),
+        (("--schedule", "heavy", "--device", "tpu"), "device must be cpu, or cuda"),
+        (("--schedule", "heavy", "--temperature", -1), "temperature"),
         (("--schedule", "heavy", "--reveal", "soon"), "reveal"),
         (("--schedule", "heavy", "--out", "nowhere/found"), "out must be a folder"),
     ],

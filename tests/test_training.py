@@ -1,6 +1,7 @@
 """Training: the corpus and its split, the loss and the bound, the baselines, and runs that survive a kill."""
 
 import collections
+import itertools
 import json
 import math
 import os
@@ -158,6 +159,18 @@ class TestBaselines:
         grams = zip(*(self.heldout.tolist()[i:] for i in range(3)), strict=False)
         expected = -np.mean([math.log(law(gram)) for gram in grams])
         assert baselines.trigram_nats(self.train, self.heldout, size) == pytest.approx(expected)
+        found = baselines.Trigram.fit(self.train, size).nats(self.heldout[:40].reshape(10, 4))
+        for text, nats in zip(self.heldout[:40].reshape(10, 4).tolist(), found, strict=True):
+            first = interpolate(uni, (text[0],), 1 / size)
+            second = interpolate(bi, (text[0], text[1]), interpolate(uni, (text[1],), 1 / size))
+            laws = first, second, law(tuple(text[:3])), law(tuple(text[1:]))
+            assert nats == pytest.approx(-np.log(laws))
+
+    @pytest.mark.parametrize("length", [1, 2, 4])
+    def test_trigram_is_a_law_of_whole_texts(self, length):
+        every = np.array(list(itertools.product(range(6), repeat=length)))
+        nats = baselines.Trigram.fit(self.train, 6).nats(every)
+        assert np.exp(-nats.sum(1)).sum() == pytest.approx(1)
 
 
 class TestTrainer:
