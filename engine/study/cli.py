@@ -100,7 +100,7 @@ def importance_command(
 @app.command(
     name="evaluate",
     epilog="Example:  unmask study evaluate --schedule heavy --schedule 'light:12.5% heavy:75% light:12.5%' -n 64 "
-    "--scorer smollm2 --out runs/evaluate",
+    "--scorer trigram --out runs/evaluate",
 )
 def evaluate_command(
     schedule: Annotated[

@@ -5,8 +5,13 @@ over the clusters that k-means finds in the embeddings of both together. The mix
 of exp(−c KL(Q ‖ R)) and exp(−c KL(P ‖ R)), c = 5, the divergence frontier. MAUVE is the area under it: 1 for equal
 histograms, 1/252 for those that share no cluster.
 
-Histograms of few texts differ even where their laws do not, so MAUVE is biased towards 0, the more the fewer the texts.
-Read it beside the one of as many real texts against the same reference, which is the most that can be expected.
+Histograms of texts differ even where their laws do not, so MAUVE is biased towards 0. With ten texts a cluster, real
+text against other real text comes to 0.97 on the average, for 16 to 300 texts alike (128-token windows of State of the
+Union messages, all-MiniLM-L6-v2; standard deviation 0.04 to 0.01). So compare in runs of one size only, and with real
+text's own number.
+
+The Fréchet distance of the embeddings is not offered: it needs many more texts than dimensions. Between two sets of the
+same real texts, where it should be 0, it came to 1.2, 0.73 and 0.25 with 16, 64 and 300 texts a side, at length 1.
 """
 
 import warnings
@@ -89,8 +94,9 @@ class Mauve:
     def interval(self) -> Interval:
         """How far the value may vary with other texts of the same laws, as many of each; clipped to [0, 1].
 
-        Texts drawn again repeat each other, which biases their MAUVE once more. So the ends are those of the resampled
-        values less their mean, about the value: they tell of its spread, not of its bias.
+        Texts drawn again repeat each other, which biases their MAUVE once more; plain percentiles of it covered the
+        mean over many sets of 16 to 300 texts in 0 to 97 % of cases. So the ends are those of the resampled values less
+        their mean, about the value, which covered it in 93 to 100 %: they tell of its spread, not of its bias.
         """
         return Interval(self.value, *np.clip(_ends(self.value, self.resampled), 0, 1).tolist())
 

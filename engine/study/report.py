@@ -76,7 +76,7 @@ def _caption(found: Evaluation) -> str | None:
         far = found.distance
         lines.append(
             f"MAUVE is over {far.num_clusters} clusters of embeddings by {far.embedder}, against {far.num_reference} "
-            f"other real texts. Few texts make it small: compare it with real text's, and in runs of one size."
+            f"other real texts. It is biased towards 0: compare it with real text's, and in runs of one size."
         )
         if far.share_cut:
             lines.append(f"{far.embedder} cuts texts at its context: {far.share_cut:.1%} of their tokens are not read.")
