@@ -320,6 +320,15 @@ def speeches(tmp_path_factory):
     return folder
 
 
+def test_reference_windows_are_others_and_lie_between(speeches, pair):
+    tokenizer = pair["heavy"].tokenizer
+    every = study._windows(speeches, 0.5, tokenizer, 12, 20).tolist()
+    rows, reference = study._real_text(speeches, 0.5, tokenizer, 12, 10, True)
+    assert rows.tolist() == every[::2] and reference.tolist() == every[1::2]
+    alone, nothing = study._real_text(speeches, 0.5, tokenizer, 12, 20, False)
+    assert alone.tolist() == every and nothing is None
+
+
 @clusters
 def test_the_command_shows_distances(speeches, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "200")

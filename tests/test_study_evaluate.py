@@ -397,6 +397,10 @@ def test_a_transformers_model_from_a_folder(tmp_path):
         assert count == ids.shape[1] - 1 and nats == pytest.approx(expected, rel=1e-4)
         alone = loaded.score([text])
         assert alone.nats[0] == pytest.approx(nats, rel=1e-5)
+    rounded = load_scorer(str(tmp_path), torch.bfloat16)
+    assert rounded.name == f"{tmp_path} in bfloat16" and loaded.name == str(tmp_path)
+    rough = rounded.score(texts).nats
+    assert rough == pytest.approx(found.nats, rel=0.05) and (rough != found.nats).all()
 
 
 def test_smollm2_tells_prose_from_shuffled_words():

@@ -166,6 +166,10 @@ class TestBaselines:
             laws = first, second, law(tuple(text[:3])), law(tuple(text[1:]))
             assert nats == pytest.approx(-np.log(laws))
 
+    def test_trigram_needs_a_trigram(self):
+        with pytest.raises(ValueError, match="train must hold at least 3 tokens, got 2"):
+            baselines.Trigram.fit(np.array([1, 2]), 6)
+
     @pytest.mark.parametrize("length", [1, 2, 4])
     def test_trigram_is_a_law_of_whole_texts(self, length):
         every = np.array(list(itertools.product(range(6), repeat=length)))
