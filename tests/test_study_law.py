@@ -62,7 +62,7 @@ def others():
 def test_the_true_model_one_by_one_writes_the_law_of_the_data(agreeing):
     found = of_real(agreeing, output_law({"true": agreeing}, "true", FirstHitting(), 4))
     assert metrics.total_variation(found, agreeing.joint) < 1e-12
-    many = of_real(agreeing, output_law({"true": agreeing}, "true", Ancestral(3000), 4))
+    many = of_real(agreeing, output_law({"true": agreeing}, "true", Ancestral(1000), 4))
     assert 1e-5 < metrics.total_variation(many, agreeing.joint) < 1e-2  # the price of steps falls, and never to nothing
 
 
@@ -134,10 +134,10 @@ def test_a_head_makes_the_logits():
     """The law of one token is the softmax of the bundled model's head."""
     model = load("sotu-light")
     found = output_law({"light": model}, "light", Ancestral(1), 1)
-    counts = np.bincount(Sampler(model, reveal=Ancestral(1)).sample(4000, 1).tokens[:, 0].numpy(), minlength=len(found))
+    counts = np.bincount(Sampler(model, reveal=Ancestral(1)).sample(1000, 1).tokens[:, 0].numpy(), minlength=len(found))
     top = np.argsort(-found)[:20]
     assert found[model.spec.mask_id] == 0 and found.sum() == pytest.approx(1)
-    assert np.abs(counts[top] / 4000 - found[top]).max() < 4 * (found.max() / 4000) ** 0.5
+    assert np.abs(counts[top] / 1000 - found[top]).max() < 4 * (found.max() / 1000) ** 0.5
 
 
 @pytest.mark.parametrize(
