@@ -2,7 +2,7 @@
 
 | family   | layout                                                                           | weights     |
 |----------|----------------------------------------------------------------------------------|-------------|
-| "unmask" | folder written by `save`                                                         | as stored   |
+| "unmask" | folder written by `save`, or by `save_exit` with that of its body               | as stored   |
 | "mdlm"   | hub folder (config.json with model_type "mdlm", tensors `backbone.*`)            | as stored   |
 | "mdlm"   | Lightning .ckpt with its hyper-parameters                                        | EMA, if any |
 | "sedd"   | hub folder (config.json is the hydra configuration)                              | as stored   |
@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from unmask import early_exit
 from unmask.denoiser import Batch, Denoiser, DenoiserSpec, fingerprint
 from unmask.dtype import DTYPES, Choice, faster, parse
 from unmask.files import publish
@@ -54,8 +55,11 @@ class _Stored:
 
 
 @dataclass(frozen=True)
-class _Checkpoint:
-    """What a file holds, checked and described: everything that makes a denoiser but dtype and device."""
+class Checkpoint:
+    """What a checkpoint holds, checked and described: everything that makes a denoiser but dtype and device.
+
+    parameters: by their published names, as stored.
+    """
 
     spec: DenoiserSpec
     parameters: dict[str, Tensor]
@@ -70,6 +74,7 @@ def load(
     device: torch.device | str = "cpu",
     tokenizer: Tokenizer | str | os.PathLike[str] | None = None,
     name: str | None = None,
+    body: DiT | None = None,
 ) -> Denoiser:
     """A denoiser from a bundled name, a folder, a .ckpt / .pth file or a hub id, in this order.
 
@@ -77,10 +82,13 @@ def load(
     `faster_dtype`; the denoiser's `dtype` tells which). Where exactness is claimed take fp32: bf16 rounds the logits,
     and what "auto" chooses another machine may not. `tokenizer` replaces the checkpoint's own tokenizer.json; MDLM and
     SEDD checkpoints bring none, and without one the denoiser works on token ids only. Their mask id is that of the
-    tokenizer's mask token if it has one, else V - 1. Raises `CheckpointError`; ValueError for another dtype.
+    tokenizer's mask token if it has one, else V - 1. `body`: the loaded model whose first blocks an early exit is to
+    share (`load_all` finds it). Raises `CheckpointError`; ValueError for another dtype.
     """
     dtype = parse(dtype)
-    found = _open(source, tokenizer, name)
+    found = read(source, tokenizer, name)
+    if body is not None:
+        return body.leave(found.spec, found.parameters, tokenizer=found.tokenizer, name=found.name)
     return DiT(
         found.spec,
         found.parameters,
@@ -91,9 +99,28 @@ def load(
     )
 
 
-def parameters(source: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint that `load` reads, by their published names, in fp32."""
-    return {name: tensor.float() for name, tensor in _open(source, None, None).parameters.items()}
+def load_all(
+    sources: Mapping[str, str | os.PathLike[str]],
+    *,
+    dtype: torch.dtype | str = torch.float32,
+    device: torch.device | str = "cpu",
+    tokenizer: Tokenizer | str | os.PathLike[str] | None = None,
+) -> dict[str, Denoiser]:
+    """The denoisers of one run by name, arguments as of `load`; "auto" is one dtype for all (`faster_dtype`).
+
+    An early exit whose body is among them shares the body's weights. On a CPU, where weights are laid out for the
+    product that reads them, it has a copy of one matrix: queries, keys and values of its last block.
+    """
+    dtype = parse(dtype) or faster_dtype(sources.values(), device=device).dtype
+    folders = {name: _find(source) for name, source in sources.items()}
+    bodies = {name: folder for name, folder in folders.items() if not early_exit.is_exit(folder)}
+    options = {"dtype": dtype, "device": device, "tokenizer": tokenizer}
+    models = {name: load(sources[name], **options) for name in bodies}
+    for name in folders.keys() - bodies.keys():
+        body = _find(early_exit.body_of(folders[name], _read_json(folders[name] / "config.json")))
+        owner = next((models[one] for one, folder in bodies.items() if folder.resolve() == body.resolve()), None)
+        models[name] = load(sources[name], **options, body=owner)
+    return {name: models[name] for name in sources}
 
 
 def faster_dtype(sources: Iterable[str | os.PathLike[str]], *, device: torch.device | str = "cpu") -> Choice:
@@ -101,15 +128,15 @@ def faster_dtype(sources: Iterable[str | os.PathLike[str]], *, device: torch.dev
 
     A block of it is timed in both, on about a thousand tokens, within about a second.
     """
-    found = [_open(source, None, None) for source in sources]
+    found = [read(source) for source in sources]
     return _time_block(max(found, key=lambda one: one.spec.num_parameters), device)
 
 
-def _time_block(found: _Checkpoint, device: torch.device | str) -> Choice:
+def _time_block(found: Checkpoint, device: torch.device | str) -> Choice:
     return faster({dtype: _block_call(found, dtype, device) for dtype in DTYPES}, device=device)
 
 
-def _block_call(found: _Checkpoint, dtype: torch.dtype, device: torch.device | str) -> Callable[[], object]:
+def _block_call(found: Checkpoint, dtype: torch.dtype, device: torch.device | str) -> Callable[[], object]:
     """A call of the model's first block for sequences of equal length and all their positions."""
     others = re.compile(r"blocks\.(?!0\.)")
     tensors = {name: tensor for name, tensor in found.parameters.items() if not others.match(name)}
@@ -128,11 +155,14 @@ def _block_call(found: _Checkpoint, dtype: torch.dtype, device: torch.device | s
     return lambda: block.hidden(batch, workspace)
 
 
-def _open(
-    source: str | os.PathLike[str], tokenizer: Tokenizer | str | os.PathLike[str] | None, name: str | None
-) -> _Checkpoint:
+def read(
+    source: str | os.PathLike[str],
+    tokenizer: Tokenizer | str | os.PathLike[str] | None = None,
+    name: str | None = None,
+) -> Checkpoint:
+    """A checkpoint that `load` makes a denoiser of; arguments and errors as there."""
     path = _find(source)
-    stored = _read(path)
+    stored = _whole(_read(path))
     tokenizer = _tokenizer(tokenizer, stored.path)
     family, shape, spec = _describe(stored, tokenizer)
     _check(stored.path, family, stored.tensors, shape, spec["num_heads"])
@@ -155,7 +185,7 @@ def _open(
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
     name = name or stored.config.get("name") or Path(source).resolve().name
-    return _Checkpoint(full, parameters, tokenizer, name)
+    return Checkpoint(full, parameters, tokenizer, name)
 
 
 def save(
@@ -174,11 +204,39 @@ def save(
     files stay.
     """
     folder = Path(folder)
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {[str(d) for d in DTYPES]}, got {dtype}")
     config = {"model_type": "unmask", **config}
     shape, spec = _describe_unmask(_Stored(folder, dict(tensors), config))
     _check(folder, "unmask", tensors, shape, spec["num_heads"])
+    return _write(folder, config, tensors, tokenizer, dtype)
+
+
+def save_exit(
+    folder: str | os.PathLike[str],
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    *,
+    body: str | os.PathLike[str],
+    tokenizer: Tokenizer | str | os.PathLike[str] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Path:
+    """Write an early exit of the checkpoint `body`, as `save` writes a model.
+
+    `config` is that of a model with as many blocks as are read; `tensors` are at least the exit's own norm and head.
+    """
+    folder, found = Path(folder), _find(body)
+    own = {name: tensors[name] for name in early_exit.OWN}
+    return _write(folder, early_exit.describe(body, found, folder, config), own, tokenizer, dtype)
+
+
+def _write(
+    folder: Path,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    tokenizer: Tokenizer | str | os.PathLike[str] | None,
+    dtype: torch.dtype,
+) -> Path:
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {[str(d) for d in DTYPES]}, got {dtype}")
     stored = {
         name: tensor.detach().to("cpu", dtype if tensor.ndim > 1 else torch.float32).contiguous()
         for name, tensor in tensors.items()
@@ -263,6 +321,15 @@ def _read_folder(path: Path) -> _Stored:
     if pickled.exists():
         return _Stored(path, _strip(read_pickle(pickled)), config)
     raise CheckpointError(f"{path}: there is no {weights.name} and no {pickled.name}")
+
+
+def _whole(stored: _Stored) -> _Stored:
+    """An early exit with the blocks of its body; other checkpoints as they are."""
+    if stored.config.get("model_type") != early_exit.MODEL_TYPE:
+        return stored
+    body = _read(_find(early_exit.body_of(stored.path, stored.config)))
+    config, tensors = early_exit.merge(stored.path, stored.config, stored.tensors, body.path, body.tensors)
+    return _Stored(stored.path, tensors, config)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -108,6 +108,7 @@ def test_public_names():
         "calibrate",
         "kernels",
         "load",
+        "load_all",
     ]
     assert unmask.kernels.__all__ == [
         "Divergence",

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 from tokenizers import Tokenizer
 
-from unmask.checkpoints import load
+from unmask.checkpoints import load_all
 from unmask.denoiser import Denoiser
 from unmask.files import replace_whole
 from unmask.options import AsJson, Model, Threads, named_sources, set_threads
@@ -26,8 +26,8 @@ from unmask.study.evaluate import check_num_samples, evaluate
 from unmask.study.importance import Importance, importance, num_batches
 from unmask.study.report import quality_table
 from unmask.study.scorer import load_scorer, locate
+from unmask.training.config import TrainConfig
 from unmask.training.corpus import Stream, read_documents, split
-from unmask.training.trainer import TrainConfig
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 BATCH = 16
@@ -64,7 +64,7 @@ def importance_command(
         plots.check_installed()
         _check_folder(out)
     set_threads(threads)
-    models = {name: load(source) for name, source in named_sources(model).items()}
+    models = load_all(named_sources(model))
     length = _longest(models) if length is None else length
     text = _windows(data, heldout_share, _tokenizer(models), length, windows)
     with _progress(num_batches(len(text), bins, draws, BATCH)) as advance:
@@ -127,7 +127,7 @@ def evaluate_command(
         _check_folder(out)
     set_threads(threads)
     policy = parse_reveal(reveal)
-    models = {name: load(source) for name, source in named_sources(model).items()}
+    models = load_all(named_sources(model))
     length = _longest(models) if length is None else length
     text = None if data == "none" else _windows(data, heldout_share, _tokenizer(models), length, num_samples)
     if text is not None and len(text) < num_samples:
