@@ -63,11 +63,16 @@ def test_only_norm_and_head_are_trained_and_stored(runs):
     ).stat().st_size
 
 
-def test_training_lowers_its_loss(runs, tmp_path):
+def test_training_lowers_its_loss_and_leaves_the_body(runs, tmp_path):
     losses = []
     config = config_of(runs, init=str(runs / "heavy"), early_exit=1, learning_rate=0.003, batch_size=32)
-    Trainer(config, tmp_path / "exit").run(lambda report: losses.append(report.loss))
+    trainer = Trainer(config, tmp_path / "exit")
+    trainer.run(lambda report: losses.append(report.loss))
     assert sum(losses[-5:]) < sum(losses[:5])
+    body = read(runs / "heavy").parameters
+    for name, parameter in trainer.net.named_parameters():
+        begun = body["vocab_embed.embedding" if name == "output_layer.linear.weight" else name]
+        assert torch.equal(parameter, begun.float()) == (name not in OWN), name
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
