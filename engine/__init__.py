@@ -10,7 +10,7 @@
 """
 
 from unmask import kernels
-from unmask.checkpoints import load
+from unmask.checkpoints import load, load_all
 from unmask.choose import Categorical
 from unmask.denoiser import Batch, Denoiser, DenoiserSpec, Head, LogitsDenoiser
 from unmask.kernels.checks import NonFiniteLogits
@@ -43,4 +43,5 @@ __all__ = [
     "calibrate",
     "kernels",
     "load",
+    "load_all",
 ]

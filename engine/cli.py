@@ -29,8 +29,9 @@ from unmask.reveal import parse
 from unmask.sampler import Sampler
 from unmask.samples import Samples, check_path
 from unmask.study.cli import app as study
+from unmask.training.config import SIZES, TrainConfig
 from unmask.training.progress import follow
-from unmask.training.trainer import TrainConfig, Trainer
+from unmask.training.trainer import Trainer
 
 app = typer.Typer(
     add_completion=False,
@@ -177,6 +178,10 @@ def info(as_json: AsJson = False) -> None:
         console.print()
 
 
+def _size(what: str, name: str) -> str:
+    return f"{what}. Default: {SIZES[name]}, or what --init has."
+
+
 @app.command(epilog="Example:  unmask train --data speeches/ --out runs/light --blocks 4 --steps 2000")
 def train(
     out: Annotated[Path, typer.Option(help="Folder of the run; an interrupted run in it goes on where it stopped.")],
@@ -185,14 +190,34 @@ def train(
     ] = TrainConfig.data,
     tokenizer: Annotated[Path | None, typer.Option(help="Share this tokenizer.json instead of training one.")] = None,
     init: Annotated[
-        str | None, typer.Option(help="Begin with the weights of this checkpoint, of the same sizes.")
+        str | None, typer.Option(metavar="SOURCE", help="Begin with the weights of a checkpoint that was trained here.")
+    ] = None,
+    early_exit: Annotated[
+        int | None,
+        typer.Option(
+            metavar="BLOCKS", help="Train only a norm and a head that read --init after so many blocks: a light model."
+        ),
+    ] = None,
+    teacher: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="Distil: learn the law of this checkpoint beside the text.")
+    ] = None,
+    teacher_share: Annotated[
+        float, typer.Option(help="Part of the loss that is KL(teacher || model) at the masked positions.")
+    ] = TrainConfig.teacher_share,
+    random_prefix: Annotated[
+        float | None,
+        typer.Option(
+            metavar="STRENGTH",
+            help="Begin some windows with another text, for the teacher to go on from: a share exp(-STRENGTH (1 - t)) "
+            "of those at mask rate t. 5 is usual.",
+        ),
     ] = None,
     vocab_size: Annotated[
         int, typer.Option(help="Ids of a new tokenizer, end of text and mask among them.")
     ] = TrainConfig.vocab_size,
-    blocks: Annotated[int, typer.Option(help="Transformer blocks.")] = TrainConfig.blocks,
-    hidden_dim: Annotated[int, typer.Option(help="Width.")] = TrainConfig.hidden_dim,
-    heads: Annotated[int, typer.Option(help="Attention heads.")] = TrainConfig.heads,
+    blocks: Annotated[int | None, typer.Option(help=_size("Transformer blocks", "blocks"))] = None,
+    hidden_dim: Annotated[int | None, typer.Option(help=_size("Width", "hidden_dim"))] = None,
+    heads: Annotated[int | None, typer.Option(help=_size("Attention heads", "heads"))] = None,
     length: Annotated[int, typer.Option(help="Tokens of a training window.")] = TrainConfig.length,
     steps: Annotated[
         int, typer.Option(help="Optimiser steps in all; may be changed when a run goes on.")
@@ -217,6 +242,10 @@ def train(
         data=data,
         tokenizer=str(tokenizer) if tokenizer else None,
         init=init,
+        early_exit=early_exit,
+        teacher=teacher,
+        teacher_share=teacher_share,
+        random_prefix=random_prefix,
         vocab_size=vocab_size,
         blocks=blocks,
         hidden_dim=hidden_dim,
@@ -236,6 +265,8 @@ def train(
         print(json.dumps(metrics))
     else:
         print(f"{out}: held-out bound {metrics['heldout']['bits_per_byte']:.3f} bits per byte")
+        if teacher is not None:
+            print(f"KL from {teacher}: {metrics['heldout_kl']['nats_per_token']:.4f} nats per masked token, held out")
         print(
             f"baselines: unigram {metrics['unigram_bits_per_byte']:.3f}, trigram {metrics['trigram_bits_per_byte']:.3f}"
         )

@@ -7,7 +7,7 @@ from typing import Annotated
 import torch
 import typer
 
-from unmask.checkpoints import faster_dtype, load
+from unmask.checkpoints import faster_dtype, load_all
 from unmask.denoiser import Denoiser
 from unmask.dtype import parse
 
@@ -57,8 +57,7 @@ def load_models(
         choice = faster_dtype(sources.values(), device=device)
         chosen = choice.dtype
         print(choice, file=sys.stderr)
-    options = {"dtype": chosen, "device": device, "tokenizer": tokenizer}
-    return {name: load(source, **options) for name, source in sources.items()}
+    return load_all(sources, dtype=chosen, device=device, tokenizer=tokenizer)
 
 
 def set_threads(threads: int | None) -> None:

@@ -9,10 +9,12 @@ if not torch.cuda.is_available():  # before any kernel is decorated
     os.environ["TRITON_INTERPRET"] = "1"
 
 
+# The tensors of the tests are too small to share: on a busy machine threads would only wait for each other.
+torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
-    """The tensors of the tests are too small to share: on a busy machine threads would only wait for each other."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    """What a test does to the number of threads ends with it."""
     yield
-    torch.set_num_threads(num_threads)
+    torch.set_num_threads(1)

@@ -8,6 +8,7 @@ import unmask
 from unmask import checkpoints
 from unmask import dtype as dtypes
 from unmask.dtype import Choice, faster, parse
+from unmask.models.dit import Shape, tensor_shapes
 
 NARROW_WINS = {torch.float32: 0.006, torch.bfloat16: 0.0031}
 WIDE_WINS = {torch.float32: 0.006, torch.bfloat16: 0.012}
@@ -80,9 +81,9 @@ def test_a_wide_model_is_timed_on_fewer_tokens(monkeypatch):
     monkeypatch.setattr(checkpoints, "BLOCK_FLOPS", 1)
     model = random_dit("it", 2)
     parameters = {"vocab_embed.embedding": model.embedding, "output_layer.linear.bias": model.head.bias}
-    shapes = checkpoints.tensor_shapes(checkpoints.Shape(512, 64, 2, 128, tied=True))
+    shapes = tensor_shapes(Shape(512, 64, 2, 128, tied=True))
     parameters |= {name: torch.ones(shape) for name, shape in shapes.items() if name not in parameters}
-    found = checkpoints._Checkpoint(model.spec, parameters, None, "it")
+    found = checkpoints.Checkpoint(model.spec, parameters, None, "it")
     assert len(checkpoints._block_call(found, torch.float32, "cpu")()) == 64
 
 

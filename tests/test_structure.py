@@ -110,6 +110,7 @@ def test_public_names():
         "calibrate",
         "kernels",
         "load",
+        "load_all",
     ]
     assert unmask.kernels.__all__ == [
         "Divergence",

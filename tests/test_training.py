@@ -20,8 +20,9 @@ from tokenizers.models import WordLevel
 
 import unmask
 from unmask.training import baselines, bound, corpus
+from unmask.training.config import TrainConfig
 from unmask.training.model import ModelShape, TrainableDenoiser
-from unmask.training.trainer import TrainConfig, Trainer
+from unmask.training.trainer import Trainer
 
 WORDS = ("the", "of", "union", "state", "congress", "people", "government", "war", "peace", "nation", "year", "law")
 
@@ -291,7 +292,7 @@ class TestTrainer:
 def _train_in_a_process(config, folder):
     code = (
         "import sys, json, time, torch; torch.set_num_threads(1)\n"
-        "from unmask.training.trainer import TrainConfig, Trainer\n"
+        "from unmask.training.config import TrainConfig; from unmask.training.trainer import Trainer\n"
         "trainer = Trainer(TrainConfig(**json.loads(sys.argv[1])), sys.argv[2])\n"
         "trainer.run(lambda report: time.sleep(0.1), state_every=5)\n"
     )

@@ -19,7 +19,9 @@ many positions are revealed. Here the reveal times keep their exact law and only
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from copy import copy
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -191,29 +193,62 @@ class DiT(Denoiser):
             tensors = fold(tensors, spec.num_blocks)
         self._place(tensors)
 
+    def leave(
+        self,
+        spec: DenoiserSpec,
+        tensors: Mapping[str, Tensor],
+        *,
+        tokenizer: Tokenizer | None = None,
+        name: str = "exit",
+    ) -> "DiT":
+        """An early exit: the model that is this one after its first `spec.num_blocks` blocks, whose weights it shares,
+        with the final norm and the head in `tensors`."""
+        if not 1 <= spec.num_blocks < self.spec.num_blocks:
+            raise ValueError(
+                f"an early exit must leave after 1 to {self.spec.num_blocks - 1} blocks, got {spec.num_blocks}"
+            )
+        if self.sigma_map or self.final_norm.bias is not None:
+            raise ValueError("an early exit needs a body without time conditioning, got one with it")
+        if spec.max_length > self.spec.max_length or not self._begins_with(tensors, spec.num_blocks):
+            raise ValueError(f"an early exit must be one of its own body, got {name!r} for {self.name!r}")
+        made = copy(self)
+        made.spec, made.tokenizer, made.name = spec, tokenizer, name
+        last = self.blocks[spec.num_blocks - 1]
+        (fused,) = last.projections
+        made.blocks = [*self.blocks[: spec.num_blocks - 1], last._replace(projections=fused.split(self._projections))]
+        made._place_end(tensors)
+        return made
+
+    def _begins_with(self, tensors: Mapping[str, Tensor], num_blocks: int) -> bool:
+        """Whether the first blocks are these, by the embedding and the norms, which are kept as they came."""
+        wide, narrow = self._readers(tensors)
+        norms = ((block, f"blocks.{i}") for i, block in enumerate(self.blocks[:num_blocks]))
+        pairs = [(self.embedding, narrow("vocab_embed.embedding"))]
+        for block, name in norms:
+            pairs += [
+                (block.norm1.weight, wide(f"{name}.norm1.weight")),
+                (block.norm2.weight, wide(f"{name}.norm2.weight")),
+            ]
+        return all(theirs is not None and torch.equal(mine, theirs) for mine, theirs in pairs)
+
+    @property
+    def _projections(self) -> list[int]:
+        """Rows of queries, and of keys and values, in the matrix of a block."""
+        return [self.spec.hidden_size, 2 * self.spec.hidden_size]
+
     def _place(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy the weights to their device and dtype: matrices in `dtype`, norms and modulation in fp32."""
-
-        def wide(name: str) -> Tensor | None:
-            return tensors[name].to(self.device, torch.float32, copy=True) if name in tensors else None
-
-        def narrow(name: str) -> Tensor | None:
-            return tensors[name].to(self.device, self.dtype, copy=True) if name in tensors else None
+        wide, narrow = self._readers(tensors)
 
         def linear(name: str) -> Linear:
             return Linear(narrow(f"{name}.weight"), narrow(f"{name}.bias"))
 
         def projections(i: int) -> tuple[Linear, ...]:
             weight = narrow(f"blocks.{i}.attn_qkv.weight")
-            sizes = [self.spec.hidden_size, 2 * self.spec.hidden_size]
-            return tuple(map(Linear, weight.split(sizes) if i == self.spec.num_blocks - 1 else (weight,)))
+            return tuple(map(Linear, weight.split(self._projections) if i == self.spec.num_blocks - 1 else (weight,)))
 
         def norm(name: str) -> Norm:
             return Norm(wide(f"{name}.weight"), wide(f"{name}.bias"))
-
-        def modulation(prefix: str) -> Linear | None:
-            weight, bias = (wide(f"{prefix}.adaLN_modulation.{kind}") for kind in ("weight", "bias"))
-            return None if weight is None else Linear(weight, bias)
 
         self.embedding = narrow("vocab_embed.embedding")
         self.device = self.embedding.device  # with its index: "cuda" is then "cuda:0"
@@ -226,15 +261,34 @@ class DiT(Denoiser):
                 norm(f"blocks.{i}.norm2"),
                 linear(f"blocks.{i}.mlp.0"),
                 linear(f"blocks.{i}.mlp.2"),
-                modulation(f"blocks.{i}"),
+                self._modulation(tensors, f"blocks.{i}"),
             )
             for i in range(self.spec.num_blocks)
         ]
-        self.final_norm, self.final_modulation = norm("output_layer.norm_final"), modulation("output_layer")
-        weight = narrow("output_layer.linear.weight")
-        self.head = Head(self.embedding if weight is None else weight, narrow("output_layer.linear.bias"))
+        self._place_end(tensors)
         tables = rope_tables(self.spec.hidden_size // self.spec.num_heads, self.spec.max_length)
         self.rope = tuple(table.to(self.device) for table in tables)
+
+    def _place_end(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy the final norm and the head."""
+        wide, narrow = self._readers(tensors)
+        self.final_norm = Norm(*(wide(f"output_layer.norm_final.{kind}") for kind in ("weight", "bias")))
+        self.final_modulation = self._modulation(tensors, "output_layer")
+        weight = narrow("output_layer.linear.weight")
+        self.head = Head(self.embedding if weight is None else weight, narrow("output_layer.linear.bias"))
+
+    def _readers(self, tensors: Mapping[str, Tensor]) -> tuple[Callable[[str], Tensor | None], ...]:
+        """Functions that copy a tensor by name: in fp32, and in `dtype`; None where there is none."""
+
+        def copied(name: str, dtype: torch.dtype) -> Tensor | None:
+            return tensors[name].to(self.device, dtype, copy=True) if name in tensors else None
+
+        return partial(copied, dtype=torch.float32), partial(copied, dtype=self.dtype)
+
+    def _modulation(self, tensors: Mapping[str, Tensor], prefix: str) -> Linear | None:
+        wide, _ = self._readers(tensors)
+        weight, bias = (wide(f"{prefix}.adaLN_modulation.{kind}") for kind in ("weight", "bias"))
+        return None if weight is None else Linear(weight, bias)
 
     # Buffers whose dtype is that of the activations carry it in their name: two denoisers of one run may differ in it.
     def _name(self, name: str) -> str:

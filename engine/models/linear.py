@@ -27,6 +27,13 @@ class Linear:
     def __call__(self, x: Tensor, out: Tensor) -> Tensor:
         return self._product(x, out, gelu=False)
 
+    def split(self, sizes: list[int]) -> tuple["Linear", ...]:
+        """Layers that give `sizes` columns each of this one's result. They share its weight where it is not laid out
+        for oneDNN."""
+        weight = self.weight.to_dense() if self.weight.is_mkldnn else self.weight
+        biases = [None] * len(sizes) if self.bias is None else self.bias.split(sizes)
+        return tuple(map(Linear, weight.split(sizes), biases))
+
     def gelu(self, x: Tensor, out: Tensor) -> Tensor:
         """gelu(x @ weight.T + bias) with the tanh approximation, by the product's epilogue where a library has one."""
         return self._product(x, out, gelu=True)

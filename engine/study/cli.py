@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 from tokenizers import Tokenizer
 
-from unmask.checkpoints import load
+from unmask.checkpoints import load_all
 from unmask.choose import Categorical
 from unmask.denoiser import Denoiser
 from unmask.dtype import parse as parse_dtype
@@ -45,8 +45,8 @@ from unmask.study.importance import Importance, importance, num_batches
 from unmask.study.report import quality_table
 from unmask.study.scorer import TRIGRAM, TrigramScorer, load_scorer, locate
 from unmask.training.baselines import Trigram
+from unmask.training.config import TrainConfig
 from unmask.training.corpus import Stream, read_documents, split
-from unmask.training.trainer import TrainConfig
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 BATCH = 16
@@ -84,7 +84,7 @@ def importance_command(
         plots.check_installed()
         _check_folder(out)
     set_threads(threads)
-    models = {name: load(source) for name, source in named_sources(model).items()}
+    models = load_all(named_sources(model))
     length = _longest(models) if length is None else length
     text = _windows(data, heldout_share, _tokenizer(models), length, windows)
     with _progress(num_batches(len(text), bins, draws, BATCH)) as advance:

@@ -10,7 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unmask.denoiser import Batch, Denoiser
+from unmask.kernels import divergence
 from unmask.workspace import Workspace
+
+BATCH = 64  # windows of one call on held-out text
 
 
 @dataclass(frozen=True)
@@ -38,15 +41,17 @@ class Masked:
         )
 
 
-def mask_by_time(clean: np.ndarray, mask_id: int, rng: np.random.Generator) -> Masked:
-    """Masks for a training batch: antithetic times, one per sequence, and the weight 1/t of the linear schedule.
+def spread_times(num: int, rng: np.random.Generator) -> np.ndarray:
+    """Antithetic times float64 [num], spread evenly over (0, 1] from one uniform draw (low-discrepancy sampler of
+    Kingma et al. 2021)."""
+    return np.maximum((rng.random() + rng.permutation(num)) / num, 1e-3)
 
-    Times of a batch are spread evenly over (0, 1] from one uniform draw (low-discrepancy sampler of Kingma et al.
-    2021); each token is masked with probability t.
-    """
-    num, length = clean.shape
-    times = np.maximum((rng.random() + rng.permutation(num)) / num, 1e-3)
-    mask = rng.random((num, length)) < times[:, None]
+
+def mask_by_time(clean: np.ndarray, mask_id: int, rng: np.random.Generator, times: np.ndarray | None = None) -> Masked:
+    """Masks for a training batch: each token of a sequence is masked with probability t, its time, and has the weight
+    1/t of the linear schedule. times [B]: `spread_times` when left out."""
+    times = spread_times(len(clean), rng) if times is None else times
+    mask = rng.random(clean.shape) < times[:, None]
     return Masked.of(clean, mask, 1 / times, mask_id)
 
 
@@ -69,9 +74,14 @@ def bound_nats(logits: Tensor, batch: Masked) -> Tensor:
     It is Σ weight · −log p(target) over the masked rows of the sequence, divided by its length. logits: [R, V] at
     `batch.rows`.
     """
+    return _of_windows(F.cross_entropy(logits, batch.targets, reduction="none"), batch)
+
+
+def _of_windows(of_rows: Tensor, batch: Masked) -> Tensor:
+    """Σ weight · value over the masked rows of each sequence, divided by its length: [R] -> [B]."""
     num, length = batch.tokens.shape
-    losses = F.cross_entropy(logits, batch.targets, reduction="none") * batch.weights
-    return torch.zeros(num, dtype=losses.dtype).index_add(0, batch.rows // length, losses) / length
+    weighted = of_rows * batch.weights
+    return torch.zeros(num, dtype=weighted.dtype).index_add(0, batch.rows // length, weighted) / length
 
 
 @dataclass(frozen=True)
@@ -95,37 +105,75 @@ def heldout_bound(
     tokens_per_byte: float,
     *,
     draws: int = 1,
-    batch_size: int = 64,
 ) -> Bound:
     """The bound over held-out windows int64 [W, L], each masked `draws` times; always with the same masks.
 
     law: from tokens int64 [B, L] and rows int64 [R] to logits [R, V].
     """
+    estimates = _heldout(lambda batch: bound_nats(law(batch.tokens, batch.rows), batch), windows, mask_id, draws)
+    scale = tokens_per_byte / math.log(2)
+    mean, error = float(estimates.mean()), _standard_error(estimates)
+    return Bound(mean, mean * scale, None if error is None else error * scale, windows.size)
+
+
+@torch.no_grad()
+def heldout_divergence(
+    teacher: Denoiser, student: Denoiser, windows: np.ndarray, *, draws: int = 1
+) -> tuple[float, float | None]:
+    """KL(teacher || student) in nats per masked token and its standard error over windows; a fused operator, no logits.
+
+    Masked as in `heldout_bound`: the mean over mask rates, each of which counts alike.
+    """
+    length = windows.shape[1]
+    rows = [hidden_of(model, BATCH, length) for model in (teacher, student)]
+    heads = [(model.head.weight, model.head.bias) for model in (teacher, student)]
+    forbid = torch.tensor([teacher.spec.mask_id])
+
+    def of_batch(batch: Masked) -> Tensor:
+        one, other = (of(batch.tokens, batch.rows) for of in rows)
+        return _of_windows(divergence(one, heads[0], other, heads[1], forbid=forbid).kl, batch)
+
+    estimates = _heldout(of_batch, windows, teacher.spec.mask_id, draws)
+    return float(estimates.mean()), _standard_error(estimates)
+
+
+def _heldout(of_batch: Callable[[Masked], Tensor], windows: np.ndarray, mask_id: int, draws: int) -> np.ndarray:
+    """The mean over `draws` masks of each window, float64 [W]; always with the same masks."""
     rng = np.random.default_rng(0)
     estimates = np.empty((draws, len(windows)))
     for draw in range(draws):
-        for start in range(0, len(windows), batch_size):
-            batch = mask_by_count(windows[start : start + batch_size], mask_id, rng)
-            nats = bound_nats(law(batch.tokens, batch.rows), batch)
-            estimates[draw, start : start + batch_size] = nats.numpy()
-    of_window = estimates.mean(0)
-    scale = tokens_per_byte / math.log(2)
-    error = scale * float(of_window.std(ddof=1)) / math.sqrt(len(windows)) if len(windows) > 1 else None
-    mean = float(of_window.mean())
-    return Bound(mean, mean * scale, error, windows.size)
+        for start in range(0, len(windows), BATCH):
+            part = slice(start, start + BATCH)
+            estimates[draw, part] = of_batch(mask_by_count(windows[part], mask_id, rng)).numpy()
+    return estimates.mean(0)
 
 
-def law_of(denoiser: Denoiser, batch_size: int, length: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """A loaded denoiser as the `law` of `heldout_bound`: up to `batch_size` windows of `length` tokens at a time."""
+def _standard_error(of_windows: np.ndarray) -> float | None:
+    num = len(of_windows)
+    return float(of_windows.std(ddof=1)) / math.sqrt(num) if num > 1 else None
+
+
+def hidden_of(denoiser: Denoiser, batch_size: int, length: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """The hidden rows [R, D] of a loaded denoiser, from tokens int64 [B, L] and rows int64 [R], for up to `batch_size`
+    windows of `length` tokens at a time; valid until the next call."""
     workspace = Workspace([denoiser.buffers(batch_size * length, batch_size * length, batch_size)])
-    mask_id, head = denoiser.spec.mask_id, denoiser.head
+    mask_id = denoiser.spec.mask_id
 
-    def law(tokens: Tensor, rows: Tensor) -> Tensor:
+    def hidden(tokens: Tensor, rows: Tensor) -> Tensor:
         num = len(tokens)
         counts = torch.bincount(rows // length, minlength=num).tolist()
         batch = Batch(tokens.flatten(), (length,) * num, rows, tuple(counts), (tokens == mask_id).float().mean(1))
-        hidden = denoiser.hidden(batch, workspace)
-        logits = F.linear(hidden.float(), head.weight.float(), head.bias.float())
+        return denoiser.hidden(batch, workspace)
+
+    return hidden
+
+
+def law_of(denoiser: Denoiser, batch_size: int, length: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """A loaded denoiser as the `law` of `heldout_bound`; arguments as of `hidden_of`."""
+    hidden, head, mask_id = hidden_of(denoiser, batch_size, length), denoiser.head, denoiser.spec.mask_id
+
+    def law(tokens: Tensor, rows: Tensor) -> Tensor:
+        logits = F.linear(hidden(tokens, rows).float(), head.weight.float(), head.bias.float())
         logits[:, mask_id] = -torch.inf
         return logits
 

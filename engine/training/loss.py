@@ -1,48 +1,107 @@
-"""The training losses at masked positions, a few rows of logits at a time."""
+"""The training loss at masked positions, a few rows of logits at a time."""
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 CHUNK_ROWS = 512  # their logits stay in the second-level cache for vocabularies of a few thousand
+IMPOSSIBLE = -1e9  # logit of the mask id; finite, so that p log p is 0 and not NaN
 
 
-def cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, mask_id: int, targets: Tensor, scale: Tensor) -> Tensor:
-    """Σ scale · −log p(target), a float32 scalar, with gradients in hidden, weight and bias.
+class Teaching(NamedTuple):
+    """What another model says of the same rows.
+
+    hidden: [R, D'] of the teacher. weight [V, D'], bias [V] or None: its head. share: float32 [R] from 0 to 1, how much
+    of a row's loss is KL(teacher || student); the rest is the cross entropy of the true token.
+    """
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    share: Tensor
+
+
+def head_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mask_id: int,
+    targets: Tensor,
+    scale: Tensor,
+    teaching: Teaching | None = None,
+) -> Tensor:
+    """Σ scale · ((1 − share) · −log p(target) + share · KL(teacher || p)), a float32 scalar; share is 0 unless taught.
 
     hidden: [R, D] before the head. weight [V, D], bias [V]: the head. targets: int64 [R]. scale: float32 [R]. p is the
-    softmax without `mask_id`. Products are in bf16 inside such an autocast. No [R, V] tensor exists: the gradient is
-    taken with the value, as in Liger's fused linear cross entropy (Hsu et al. 2024).
+    softmax without `mask_id`. Products are in bf16 inside such an autocast.
+
+    Differentiable in hidden, weight and bias. No [R, V] tensor exists: the gradient, which is p less the mixture of
+    the true token and the teacher's law, is taken with the value, as in Liger's fused linear cross entropy (Hsu et al.
+    2024, arXiv 2410.10989). The loss of distillation is that of Hinton et al. 2015 (arXiv 1503.02531) at temperature 1.
     """
-    return _CrossEntropy.apply(hidden, weight, bias, mask_id, targets, scale)
+    return _HeadLoss.apply(hidden, weight, bias, mask_id, targets, scale, teaching)
 
 
-class _CrossEntropy(torch.autograd.Function):
+class _HeadLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, bias, mask_id, targets, scale):
-        narrow = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
-        rows, head = hidden.to(narrow), weight.to(narrow)
+    def forward(ctx, hidden, weight, bias, mask_id, targets, scale, teaching):
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
+        rows, head = hidden.to(dtype), weight.to(dtype)
         of_hidden, of_weight, of_bias = torch.empty_like(rows), torch.zeros_like(weight), torch.zeros_like(bias)
         total = torch.zeros((), dtype=torch.float32)
         with torch.autocast("cpu", enabled=False):
+            taught = _teacher(teaching, dtype)
             for start in range(0, len(rows), CHUNK_ROWS):
                 part = slice(start, start + CHUNK_ROWS)
-                logits = (rows[part] @ head.T).float().add_(bias)
-                logits[:, mask_id] = -torch.inf
-                top = logits.amax(1, keepdim=True)
-                chosen = logits.gather(1, targets[part, None])
-                law = logits.sub_(top).exp_()
-                sums = law.sum(1, keepdim=True)
-                total += scale[part] @ (sums.log() + top - chosen)[:, 0]
-                law *= scale[part, None] / sums
-                law.scatter_add_(1, targets[part, None], -scale[part, None])
-                of_bias += law.sum(0)
-                law = law.to(narrow)
-                torch.mm(law, head, out=of_hidden[part])
-                of_weight += law.T @ rows[part]
+                log_law = _log_law(rows[part], head, bias, mask_id)
+                loss, slope = _row_losses(log_law, targets[part], taught and taught.at(part, mask_id))
+                total += scale[part] @ loss
+                slope *= scale[part, None]
+                of_bias += slope.sum(0)
+                slope = slope.to(dtype)
+                torch.mm(slope, head, out=of_hidden[part])
+                of_weight += slope.T @ rows[part]
         ctx.save_for_backward(of_hidden, of_weight, of_bias)
         return total
 
     @staticmethod
     def backward(ctx, upstream):
-        of_hidden, of_weight, of_bias = ctx.saved_tensors
-        return of_hidden * upstream, of_weight * upstream, of_bias * upstream, None, None, None
+        return *(gradient * upstream for gradient in ctx.saved_tensors), None, None, None, None
+
+
+class _Teacher(NamedTuple):
+    teaching: Teaching
+
+    def at(self, part: slice, mask_id: int) -> tuple[Tensor, Tensor]:
+        """log q [rows, V] and the share [rows, 1] of some rows."""
+        hidden, weight, bias, share = self.teaching
+        return _log_law(hidden[part], weight, bias, mask_id), share[part, None]
+
+
+def _teacher(teaching: Teaching | None, dtype: torch.dtype) -> _Teacher | None:
+    if teaching is None:
+        return None
+    return _Teacher(teaching._replace(hidden=teaching.hidden.to(dtype), weight=teaching.weight.to(dtype)))
+
+
+def _log_law(hidden: Tensor, weight: Tensor, bias: Tensor | None, mask_id: int) -> Tensor:
+    logits = (hidden @ weight.T).float()
+    if bias is not None:
+        logits += bias
+    logits[:, mask_id] = IMPOSSIBLE
+    return logits.sub_(logits.logsumexp(1, keepdim=True))
+
+
+def _row_losses(log_law: Tensor, targets: Tensor, taught: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+    """The loss of each row [rows] and its slope in the logits [rows, V]."""
+    loss = -log_law.gather(1, targets[:, None])
+    slope, kept = log_law.exp(), torch.full_like(loss, -1.0)
+    if taught is not None:
+        log_teacher, share = taught
+        law = log_teacher.exp()
+        divergence = (log_teacher.sub_(log_law) * law).sum(1, keepdim=True)
+        loss = (1 - share) * loss + share * divergence
+        slope -= law.mul_(share)
+        kept = share - 1
+    return loss[:, 0], slope.scatter_add_(1, targets[:, None], kept)

@@ -1,6 +1,7 @@
 """The denoiser as a trainable module: a plain pre-norm bidirectional transformer without time conditioning."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +10,10 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes of a trainable denoiser: V ids with the mask among them, D hidden, blocks, heads, L positions."""
+    """Sizes of a trainable denoiser: V ids with the mask among them, D hidden, blocks, heads, L positions.
+
+    tied: the head's weight is the embedding.
+    """
 
     vocab_size: int
     mask_id: int
@@ -17,6 +21,7 @@ class ModelShape:
     n_blocks: int
     n_heads: int
     model_length: int
+    tied: bool = True
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "hidden_dim", "n_blocks", "n_heads", "model_length"):
@@ -31,9 +36,14 @@ class ModelShape:
     def mlp_dim(self) -> int:
         return 4 * self.hidden_dim
 
+    def to_config(self) -> dict[str, int | bool]:
+        """As `unmask.checkpoints.save` takes them."""
+        sizes = {name: value for name, value in asdict(self).items() if name != "tied"}
+        return {**sizes, "mlp_dim": self.mlp_dim, "tie_word_embeddings": self.tied}
+
 
 class TrainableDenoiser(nn.Module):
-    """The body of MDLM without its time conditioning, head tied to the embedding.
+    """The body of MDLM without its time conditioning, its head tied to the embedding or not.
 
     Parameter names follow the published checkpoint, so that its state dict is the saved one.
     """
@@ -72,8 +82,21 @@ class TrainableDenoiser(nn.Module):
 
     @property
     def head(self) -> tuple[Tensor, Tensor]:
-        """Weight [V, D], which is the embedding, and bias [V]."""
-        return self.vocab_embed.embedding, self.output_layer.linear.bias
+        """Weight [V, D] and bias [V]."""
+        linear = self.output_layer.linear
+        return self.vocab_embed.embedding if self.shape.tied else linear.weight, linear.bias
+
+    def leave(self, body: Mapping[str, Tensor]) -> None:
+        """Become an early exit of a tied model with these tensors: its first blocks, which do not learn, and a norm and
+        a head that begin as its last ones."""
+        self.load_state_dict({name: body[name] for name in self.state_dict() if name in body}, strict=False)
+        self.output_layer.linear.weight.data.copy_(body["vocab_embed.embedding"])
+        for part in (self.vocab_embed, self.blocks):
+            part.requires_grad_(False)
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """What learns, by name."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
 
 class _Embedding(nn.Module):
@@ -87,6 +110,8 @@ class _Output(nn.Module):
         super().__init__()
         self.norm_final = nn.LayerNorm(shape.hidden_dim, bias=False)
         self.linear = nn.Module()
+        if not shape.tied:
+            self.linear.weight = nn.Parameter(torch.empty(shape.vocab_size, shape.hidden_dim))
         self.linear.bias = nn.Parameter(torch.empty(shape.vocab_size))
 
 

