@@ -2,35 +2,30 @@
 
 import json
 import re
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
-from tokenizers import Tokenizer
 
 from unmask.checkpoints import load
-from unmask.denoiser import Denoiser
-from unmask.files import replace_whole
 from unmask.options import AsJson, Model, Threads, named_sources, set_threads
 from unmask.reveal import parse as parse_reveal
 from unmask.samples import Samples
 from unmask.study import plots
+from unmask.study.commands import BATCH, bars, check_folder, counted, heldout_windows, longest, tokenizer_of
 from unmask.study.evaluate import check_num_samples, evaluate
 from unmask.study.importance import Importance, importance, num_batches
+from unmask.study.record import save_json
 from unmask.study.report import quality_table
 from unmask.study.scorer import load_scorer, locate
-from unmask.training.corpus import Stream, read_documents, split
+from unmask.study.search_command import EXAMPLE, search_command
 from unmask.training.trainer import TrainConfig
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
-BATCH = 16
 
 
 @app.callback()
@@ -62,12 +57,12 @@ def importance_command(
     """Loss of each model, loss gap to the first and KL from it, by mask rate, on held-out text."""
     if out is not None:
         plots.check_installed()
-        _check_folder(out)
+        check_folder(out)
     set_threads(threads)
     models = {name: load(source) for name, source in named_sources(model).items()}
-    length = _longest(models) if length is None else length
-    text = _windows(data, heldout_share, _tokenizer(models), length, windows)
-    with _progress(num_batches(len(text), bins, draws, BATCH)) as advance:
+    length = longest(models) if length is None else length
+    text = heldout_windows(data, heldout_share, tokenizer_of(models), length, windows)
+    with counted(num_batches(len(text), bins, draws, BATCH)) as advance:
         found = importance(models, text, bins=bins, draws=draws, batch_size=BATCH, seed=seed, on_batch=advance)
     if as_json:
         print(json.dumps(found.to_json()))
@@ -124,12 +119,12 @@ def evaluate_command(
     if scorer != "none":
         locate(scorer)
     if out is not None:
-        _check_folder(out)
+        check_folder(out)
     set_threads(threads)
     policy = parse_reveal(reveal)
     models = {name: load(source) for name, source in named_sources(model).items()}
-    length = _longest(models) if length is None else length
-    text = None if data == "none" else _windows(data, heldout_share, _tokenizer(models), length, num_samples)
+    length = longest(models) if length is None else length
+    text = None if data == "none" else heldout_windows(data, heldout_share, tokenizer_of(models), length, num_samples)
     if text is not None and len(text) < num_samples:
         raise ValueError(
             f"num_samples must be at most the {len(text)} windows of {length} tokens of the held-out text, got "
@@ -156,30 +151,10 @@ def evaluate_command(
     else:
         Console().print(quality_table(found))
     if out is not None:
-        _save_json(found.to_json(), out / "evaluate.json")
+        save_json(found.to_json(), out / "evaluate.json")
 
 
-def _longest(models: dict[str, Denoiser]) -> int:
-    return min(model.spec.max_length for model in models.values())
-
-
-def _tokenizer(models: dict[str, Denoiser]) -> Tokenizer | None:
-    return next((model.tokenizer for model in models.values() if model.tokenizer is not None), None)
-
-
-def _windows(data: str, share: float, tokenizer: Tokenizer | None, length: int, most: int | None) -> np.ndarray:
-    """int64 [W, length] of the documents that training holds out, evenly spread over them."""
-    if tokenizer is None:
-        raise ValueError("model must bring a tokenizer to read text, got none with one")
-    if length < 1:
-        raise ValueError(f"length must be at least 1, got {length}")
-    if most is not None and most < 1:
-        raise ValueError(f"windows must be at least 1, got {most}")
-    _, heldout = split(read_documents(data), share)
-    every = Stream.encode(heldout, tokenizer).windows(length)
-    if most is None or most >= len(every):
-        return every
-    return every[np.arange(most) * len(every) // most]
+app.command(name="search", epilog=EXAMPLE)(search_command)
 
 
 def _table(found: Importance) -> Table:
@@ -216,33 +191,15 @@ def _save_samples(samples: Samples, file: Path | None) -> None:
 
 def _save(found: Importance, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
-    _save_json(found.to_json(), folder / "importance.json")
+    save_json(found.to_json(), folder / "importance.json")
     plots.plot_importance(found, folder / "importance")
-
-
-def _save_json(content: dict, path: Path) -> None:
-    text = json.dumps(content, indent=1) + "\n"
-    replace_whole(path, lambda file: file.write_text(text, encoding="utf-8"))
-
-
-def _check_folder(out: Path) -> None:
-    if (out.exists() and not out.is_dir()) or not out.parent.is_dir():
-        raise ValueError(f"out must be a folder, or a new one in a folder that exists, got {str(out)!r}")
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[], object]]:
-    """A bar of batches; gives the function that advances it."""
-    with _bar() as bar:
-        task = bar.add_task("comparing", total=total)
-        yield lambda: bar.advance(task)
 
 
 @contextmanager
 def _phases() -> Iterator[Callable[[str, int, int], object]]:
     """A bar for each phase of the work; gives the function that takes (phase, done, total)."""
     tasks = {}
-    with _bar() as bar:
+    with bars() as bar:
 
         def follow(phase: str, done: int, total: int) -> None:
             if phase not in tasks:
@@ -250,9 +207,3 @@ def _phases() -> Iterator[Callable[[str, int, int], object]]:
             bar.update(tasks[phase], completed=done)
 
         yield follow
-
-
-def _bar() -> Progress:
-    """Bars with the time left on a terminal, nothing elsewhere."""
-    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-    return Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())

@@ -162,7 +162,7 @@ def evaluate(
     scores = {} if scorer is None else _scores(scorer, texts, sampler.tokenizer, follow)
     columns = {label: columns_of(tokens, scores.get(label), log_law) for label, tokens in texts.items()}
     drawn = bootstrap.resamples(num_samples)
-    qualities = {label: _quality(texts[label], columns[label], scores.get(label), drawn) for label in texts}
+    qualities = {label: quality_of(texts[label], columns[label], scores.get(label), drawn) for label in texts}
     rows = {}
     for label, samples in runs.items():
         difference = None if label == first else difference_of(columns[first], columns[label], drawn)
@@ -210,7 +210,7 @@ def difference_of(first: Columns, other: Columns, drawn: np.ndarray) -> Differen
     return Difference(measures, bootstrap.of_sums(ratio, pairs["nll"], drawn) if "nll" in pairs else None)
 
 
-def _quality(tokens: np.ndarray, columns: Columns, scores: Scores | None, drawn: np.ndarray) -> Quality:
+def quality_of(tokens: np.ndarray, columns: Columns, scores: Scores | None, drawn: np.ndarray) -> Quality:
     return Quality(
         {name: bootstrap.of_sums(statistic(name), pair, drawn) for name, pair in columns.items()},
         {n: metrics.distinct(tokens, n) for n in DISTINCT if tokens.shape[1] >= n},

@@ -1,4 +1,4 @@
-"""Is this the same network? What a denoiser says to a fixed question tells it from others, whatever holds its weights."""
+"""Is this the same network? What a denoiser says to a fixed question tells it from others, however it is stored."""
 
 import math
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Where do the lighter models go? Placements of models over equal segments of the trajectory, and the published shapes."""
+"""Where do the lighter models go? Placements of models over equal segments of the steps, and the published shapes."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ RANDOM_SEED = 0  # one draw for each number of segments and light ones, so that 
 
 @dataclass(frozen=True)
 class Placement:
-    """The model of each segment, by name, from the start of a text to its end; segments are equal parts of the steps."""
+    """The model of each segment by name, from the start of a text to its end; segments are equal parts of the steps."""
 
     models: tuple[str, ...]
 

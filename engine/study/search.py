@@ -1,0 +1,338 @@
+"""Which schedule is best? Samples every placement of a list with one seed, measures the texts, and ranks them.
+
+All schedules share their reveal times and noise (common random numbers), so they are compared text by text with the
+first model alone. Where it is exact, a schedule starts from the texts of another one that agrees with it so far
+(`unmask.study.replay`): 28 placements of two light segments of eight take about half of their network calls.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from unmask.choose import Categorical
+from unmask.cost import Saving
+from unmask.denoiser import Denoiser
+from unmask.progress import Progress
+from unmask.reveal import Reveal
+from unmask.run import Run
+from unmask.sampler import Sampler
+from unmask.samples import decode
+from unmask.schedule import Schedule
+from unmask.study import bootstrap
+from unmask.study.bootstrap import Interval
+from unmask.study.evaluate import (
+    Columns,
+    Difference,
+    Quality,
+    TextScorer,
+    check_num_samples,
+    columns_of,
+    difference_of,
+    quality_of,
+)
+from unmask.study.identity import identity
+from unmask.study.placements import Placement, shapes_of
+from unmask.study.prices import SLACK, Prices
+from unmask.study.record import Finished, Record
+from unmask.study.replay import Start, Texts, sample_from, start_of
+from unmask.study.scorer import Scores
+from unmask.study.search_progress import Watch
+from unmask.timeline import Tick
+
+EXACT, RATIO = "exact_nll", "perplexity_ratio"  # what schedules are ranked by
+MAX_SCHEDULES = 512
+
+
+@dataclass(frozen=True)
+class Row:
+    """A placement: its texts, how they differ from the first model's, and its price.
+
+    models: of each segment. shapes: the published ones that it has, see `unmask.study.placements`. rank: from 1, the
+    best; None for the first model alone. measure: what it is ranked by, less is better; how it compares with the first
+    model alone (see `Search.measure`), with a paired 95 % interval. predicted: extra nats per token, see
+    `unmask.study.prediction`; None without one. on_front: no other row both saves more FLOPs, without the head, and
+    measures better. saved, nfe: of whole runs of this schedule, over so many texts that chance in their reveal times
+    does not matter, see `unmask.study.prices`. seconds: of sampling, None where a part of it was
+    taken from another schedule's run.
+    """
+
+    schedule: str
+    models: tuple[str, ...]
+    shapes: tuple[str, ...]
+    rank: int | None
+    measure: Interval
+    predicted: float | None
+    on_front: bool
+    quality: Quality
+    difference: Difference
+    saved: Saving
+    nfe: Mapping[str, float]
+    seconds: float | None
+
+    def to_json(self) -> dict:
+        content = asdict(self)
+        parts = {"quality": self.quality.to_json(), "difference": self.difference.to_json()}
+        return {**content, "measure": self.measure._asdict(), **parts}
+
+
+@dataclass(frozen=True)
+class Search:
+    """Rows by rank, the first model alone before them.
+
+    measure: "exact_nll", nats per token under the data's law less those of the first model alone, or
+    "perplexity_ratio", the scorer's perplexity over that of the first model alone. calls_made: the share of the network
+    calls of whole runs that the study needs.
+    """
+
+    models: tuple[str, ...]
+    num_segments: int
+    num_samples: int
+    length: int
+    reveal: str
+    seed: int
+    choose: Categorical
+    scorer: str | None
+    measure: str
+    calls_made: float
+    rows: tuple[Row, ...]
+
+    def to_json(self) -> dict:
+        """What `unmask study search --json` prints; an interval is {"value", "low", "high"}."""
+        return {**asdict(self), "rows": [row.to_json() for row in self.rows]}
+
+
+def search(
+    models: Mapping[str, Denoiser],
+    placements: Sequence[Placement],
+    *,
+    num_samples: int,
+    length: int,
+    reveal: Reveal,
+    seed: int = 0,
+    choose: Categorical | None = None,
+    max_batch: int = 16,
+    scorer: TextScorer | None = None,
+    log_law: Callable[[np.ndarray], np.ndarray] | None = None,
+    predict: Callable[[Schedule], float] | None = None,
+    folder: Path | None = None,
+    whole: bool = False,
+    watch: Watch | None = None,
+) -> Search:
+    """Sample `num_samples` texts of `length` tokens with each placement, and rank them.
+
+    models: by name; the first, alone at all steps, is what the others are compared with and always part of the study.
+    placements: of equally many segments. scorer: ranks by perplexity; log_law: log p [S] of token ids [S, L], ranks by
+    exact loss where the data's law is known. predict: extra loss of a schedule, such as `Prediction.of`. folder: where
+    finished schedules are kept; what it holds of the same search is not done again. whole: run every schedule from its
+    first step, which takes longer and tells the seconds of each.
+
+    Raises:
+        ValueError: models that do not fit together, no way to rank, placements that do not fit, too many of them, a
+            folder of another search; nothing has run then.
+    """
+    study = _Study(models, placements, num_samples, length, reveal, seed, choose or Categorical(), max_batch)
+    study.check_ranking(scorer, log_law)
+    watch, record = watch or Watch(), None
+    if folder is not None:
+        settings = study.settings(None if scorer is None else scorer.name)
+        record = Record(folder, settings, study.steps, study.vocab_size, watch.tell)
+    texts = _Runs(study, scorer, log_law, record, whole, watch)
+    with watch:
+        texts.run()
+    return _ranked(study, texts, scorer, log_law, predict)
+
+
+class _Study:
+    """What is asked: checked, priced, and without a network call but those of `settings`."""
+
+    def __init__(self, models, placements, num_samples, length, reveal, seed, choose, max_batch) -> None:
+        self.models, self.num_samples, self.length, self.seed = dict(models), num_samples, length, seed
+        self.reveal, self.choose, self.max_batch = reveal, choose, max_batch
+        self.reference = next(iter(self.models), "")
+        self.placements = self._with_first(placements)
+        check_num_samples(num_samples)
+        self.samplers = [self._sampler(one) for one in self.placements]
+        self.samplers[0].plan(1, length, seed=seed)  # refuses a bad length or seed
+        self.prices = Prices(self.models, reveal, num_samples=num_samples, length=length, seed=seed)
+        self.steps = self.prices.reveal_step
+        self.steps_models = [self.prices.models_of(one.schedule) for one in self.placements]
+        self.tokenizer = self.samplers[0].tokenizer
+        self.vocab_size = self.models[self.reference].spec.vocab_size
+
+    def _with_first(self, placements: Sequence[Placement]) -> list[Placement]:
+        sizes = sorted({len(one.models) for one in placements})
+        if len(sizes) != 1:
+            raise ValueError(f"placements must be of equally many segments, got {sizes or 'none'}")
+        found = list(dict.fromkeys([Placement((self.reference,) * sizes[0]), *placements]))
+        if len(found) > MAX_SCHEDULES:
+            raise ValueError(
+                f"placements must be at most {MAX_SCHEDULES}, with the first model alone, got {len(found):,}; "
+                "take fewer segments, or predict the best ones"
+            )
+        return found
+
+    def _sampler(self, placement: Placement) -> Sampler:
+        options = {"reveal": self.reveal, "choose": self.choose, "max_batch": self.max_batch}
+        return Sampler(self.models, schedule=placement.schedule, **options)
+
+    def check_ranking(self, scorer: TextScorer | None, log_law: Callable | None) -> None:
+        if scorer is None and log_law is None:
+            raise ValueError("scorer must be given to rank schedules, or the law of the data, got neither")
+        if scorer is not None and self.tokenizer is None:
+            raise ValueError("scorer needs text, and so models with a tokenizer, got none with one")
+
+    def settings(self, scorer: str | None) -> dict:
+        """All that decides a schedule's texts and scores; which schedules there are does not."""
+        return {
+            "models": {name: identity(model) for name, model in self.models.items()},
+            "num_samples": self.num_samples,
+            "length": self.length,
+            "reveal": str(self.reveal),
+            "seed": self.seed,
+            "choose": asdict(self.choose),
+            "scorer": scorer,
+        }
+
+
+class _Runs:
+    """The texts of every placement: from the record, or sampled, scored and recorded one after another."""
+
+    def __init__(self, study: _Study, scorer, log_law, record: Record | None, whole: bool, watch: Watch) -> None:
+        self.study, self.scorer, self.log_law, self.record, self.watch = study, scorer, log_law, record, watch
+        self.finished: dict[int, Finished] = {}
+        self.columns: dict[int, Columns] = {}
+        for index, placement in enumerate(study.placements):
+            known = None if record is None else record.load(str(placement))
+            if known is not None and not (whole and known.texts.seconds is None):
+                self._keep(index, known)
+        self.starts = self._plan(whole)
+
+    def _plan(self, whole: bool) -> dict[int, tuple[int | None, Start]]:
+        """For each placement that is to do: the placement that it starts from, which is done by then, and where."""
+        study, done, starts = self.study, list(self.finished), {}
+        for index in range(len(study.placements)):
+            if index not in self.finished:
+                earlier = [] if whole else [study.steps_models[one] for one in done]
+                start = start_of(study.reveal, study.steps, study.steps_models[index], earlier)
+                starts[index] = None if start.source is None else done[start.source], start
+                done.append(index)
+        return starts
+
+    def run(self) -> None:
+        study, watch = self.study, self.watch
+        flops = sum(self._cost(index).total.total for index in self.starts)
+        texts = 0 if self.scorer is None else len(self.starts) * study.num_samples
+        work = {"sampling": flops, "scoring": texts}
+        watch.start(len(study.placements), len(self.finished), {name: size for name, size in work.items() if size})
+        for index, (source, start) in self.starts.items():
+            schedule = str(study.placements[index])
+            before = None if source is None else self.finished[source].texts
+            texts = sample_from(
+                study.samplers[index], start, before, study.steps, seed=study.seed, progress=_Calls(study.prices, watch)
+            )
+            self._keep(index, Finished(texts, self._scores(texts)))
+            if self.record is not None:
+                self.record.save(schedule, self.finished[index])
+            watch.finish(schedule, self._news(index))
+
+    def _cost(self, index: int):
+        start = self.starts[index][1]
+        return self.study.prices.cost(self.study.placements[index].schedule, start.first_step)
+
+    @property
+    def calls_made(self) -> float:
+        """Network calls of the study, with what was recorded counted as if done now, by those of whole runs."""
+        study, done, made = self.study, [], 0
+        for models in study.steps_models:
+            start = start_of(study.reveal, study.steps, models, done)
+            made += study.prices.num_events(start.first_step)
+            done.append(models)
+        return made / (study.prices.num_events() * len(done))
+
+    def _keep(self, index: int, finished: Finished) -> None:
+        tokens = finished.texts.tokens.astype(np.int64)
+        self.finished[index] = finished
+        self.columns[index] = columns_of(tokens, finished.scores, self.log_law)
+
+    def _scores(self, texts: Texts) -> Scores | None:
+        if self.scorer is None:
+            return None
+        words = [decode(one, self.study.tokenizer) for one in texts.tokens]
+        return self.scorer.score(words, lambda: self.watch.advance("scoring", 1))
+
+    def _news(self, index: int) -> str:
+        first, here = ((self.columns[one].get("exact_nll") or self.columns[one].get("nll")) for one in (0, index))
+        if first is None or here is None:
+            return "finished"
+        less = here[0].sum() / here[1].sum() - first[0].sum() / first[1].sum()
+        return f"{less:+.3f} nats/token" if self.log_law is not None else f"perplexity × {math.exp(less):.3f}"
+
+
+class _Calls(Progress):
+    """Tells a watch of the FLOPs of a run, tick by tick."""
+
+    def __init__(self, prices: Prices, watch: Watch) -> None:
+        self.prices, self.watch = prices, watch
+
+    def update(self, run: Run, tick: Tick) -> None:
+        name = list(self.prices.models)[tick.model]
+        self.watch.advance("sampling", sum(self.prices.flops(name, rows) for rows in tick.row_counts.tolist()))
+
+
+def _ranked(study: _Study, runs: _Runs, scorer, log_law, predict) -> Search:
+    drawn, measure = bootstrap.resamples(study.num_samples), RATIO if log_law is None else EXACT
+    differences = [difference_of(runs.columns[0], runs.columns[i], drawn) for i in range(len(study.placements))]
+    measures = [one.measures[EXACT] if measure == EXACT else one.perplexity_ratio for one in differences]
+    if None in measures:
+        raise ValueError("scorer must score some tokens of the texts, got none; take longer texts")
+    prices = Prices.typical(study.models, study.reveal, length=study.length, seed=study.seed)
+    costs = [prices.cost(one.schedule) for one in study.placements]
+    saved = [cost.saving for cost in costs]
+    points = [(saving.without_head, found.value) for saving, found in zip(saved, measures, strict=True)]
+    front = _front(points)
+    others = sorted(range(1, len(points)), key=lambda index: (points[index][1], -points[index][0]))
+    rows = []
+    for rank, index in enumerate([0, *others]):
+        placement, finished = study.placements[index], runs.finished[index]
+        tokens = finished.texts.tokens.astype(np.int64)
+        rows.append(
+            Row(
+                schedule=str(placement),
+                models=placement.models,
+                shapes=shapes_of(placement, study.reference),
+                rank=rank or None,
+                measure=measures[index],
+                predicted=None if predict is None else predict(placement.schedule),
+                on_front=index in front,
+                quality=quality_of(tokens, runs.columns[index], finished.scores, drawn),
+                difference=differences[index],
+                saved=saved[index],
+                nfe=prices.nfe(costs[index]),
+                seconds=finished.texts.seconds,
+            )
+        )
+    return Search(
+        tuple(study.models),
+        len(study.placements[0].models),
+        study.num_samples,
+        study.length,
+        str(study.reveal),
+        study.seed,
+        study.choose,
+        None if scorer is None else scorer.name,
+        measure,
+        runs.calls_made,
+        tuple(rows),
+    )
+
+
+def _front(points: Sequence[tuple[float, float]]) -> set[int]:
+    """Which of (saving, loss) no other one beats in loss and equals in saving, up to `SLACK`."""
+
+    def beaten(saving: float, loss: float) -> bool:
+        return any(other >= saving - SLACK and less < loss for other, less in points)
+
+    return {index for index, point in enumerate(points) if not beaten(*point)}

@@ -1,0 +1,133 @@
+"""The plot of a search: what each placement costs in quality, and the frontier of quality and FLOPs."""
+
+from collections import defaultdict
+from pathlib import Path
+
+from unmask.study.placements import SHAPES
+from unmask.study.plots import COLOURS, FORMATS
+from unmask.study.search import EXACT, Row, Search
+
+MARKERS = dict(zip(SHAPES, ("o", "^", "v", "s", "D", "X"), strict=True))
+LABELS = {EXACT: "nats per token more than {} alone", "perplexity_ratio": "perplexity / that of {} alone"}
+MOST_STRIPS = 48
+GREY = "#9a9a9a"
+
+
+def plot_search(found: Search, stem: Path) -> list[Path]:
+    """Placements by rank on the left, each as a strip of its segments; the frontier on the right. Writes `stem` with
+    each of the formats of `unmask.study.plots`."""
+    from matplotlib.figure import Figure
+
+    rows = _strips_shown(found)
+    figure = Figure(figsize=(13, max(4.8, 1.9 + 0.23 * len(rows))), layout="constrained")
+    strips, points, frontier = figure.subplots(1, 3, width_ratios=(1.1, 2, 3.2))
+    _draw_strips(strips, found, rows)
+    _draw_points(points, found, rows)
+    _draw_frontier(frontier, found)
+    for axes in (points, frontier):
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    paths = [stem.with_suffix(f".{kind}") for kind in FORMATS]
+    for path in paths:
+        figure.savefig(path, dpi=160)
+    return paths
+
+
+def _strips_shown(found: Search) -> list[Row]:
+    """All rows, or the best ones and those with a published shape where there are many."""
+    _, *others = found.rows
+    if len(others) <= MOST_STRIPS:
+        return others
+    named = sum(bool(row.shapes) for row in others)
+    best = max(1, MOST_STRIPS - named)
+    return [row for row in others if row.rank <= best or row.shapes]
+
+
+def _draw_strips(axes, found: Search, rows: list[Row]) -> None:
+    from matplotlib.patches import Patch
+
+    colours = dict(zip(found.models, _colours(len(found.models)), strict=True))
+    for y, row in enumerate(rows):
+        for i, name in enumerate(row.models):
+            axes.barh(
+                y, 0.92, left=i + 0.04, height=0.78, color=colours[name], alpha=0.25 if _is_first(name, found) else 1
+            )
+    axes.set_yticks(range(len(rows)), [f"{', '.join(row.shapes)}  {row.rank}" for row in rows], fontsize="small")
+    axes.set(xlim=(0, found.num_segments), ylim=(len(rows) - 0.4, -0.6), xticks=())
+    axes.set(xlabel="start of a text → its end", title="placement")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    patches = [Patch(color=colours[name], alpha=0.25 if _is_first(name, found) else 1, label=name) for name in colours]
+    axes.legend(
+        handles=patches, frameon=False, fontsize="small", ncols=2, loc="upper center",
+        bbox_to_anchor=(0.5, -2.4 / max(8, len(rows))),
+    )  # fmt: skip
+
+
+def _draw_points(axes, found: Search, rows: list[Row]) -> None:
+    for y, row in enumerate(rows):
+        colour = COLOURS[1] if row.shapes else COLOURS[0]
+        axes.errorbar(row.measure.value, y, xerr=_error(row), fmt="o", ms=4, lw=1.2, color=colour)
+    axes.axvline(_neutral(found), color="#999999", linewidth=0.8)
+    axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel=LABELS[found.measure].format(found.models[0]))
+    axes.set_yticks(range(len(rows)), [])
+    axes.tick_params(axis="y", length=0)
+    axes.set_title("cost in quality, 95 % intervals")
+
+
+def _draw_frontier(axes, found: Search) -> None:
+    front = sorted((row for row in found.rows if row.on_front), key=lambda row: row.saved.without_head)
+    axes.plot(*zip(*map(_point, front), strict=True), color=COLOURS[0], lw=1.2, zorder=1, label="nothing better")
+    plain = [row for row in found.rows if row.rank and not row.shapes]
+    if plain:
+        axes.plot(*zip(*map(_point, plain), strict=True), "o", ms=3, color=GREY, zorder=2, label="other placements")
+    axes.plot(0, _neutral(found), "*", ms=12, color=COLOURS[0], zorder=4, label=f"{found.models[0]} alone")
+    for row, offset in _set_apart(found):
+        x, y = _point(row)
+        name = row.shapes[0]
+        at = SHAPES.index(name)
+        colour = (*COLOURS[1:], COLOURS[0], "#3a8f9e")[at % 6]
+        axes.errorbar(
+            x + offset, y, yerr=_error(row), fmt=MARKERS[name], ms=6, lw=1.1, color=colour, mec="white", zorder=3,
+            label=name,
+        )  # fmt: skip
+    by_label = {text: handle for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)}
+    order = sorted(by_label, key=lambda text: SHAPES.index(text) if text in SHAPES else -1)
+    axes.legend([by_label[text] for text in order], order, frameon=False, fontsize="small", loc="best")
+    axes.axhline(_neutral(found), color="#999999", linewidth=0.8)
+    axes.xaxis.set_major_formatter("{x:.0f} %")
+    axes.set(xlabel="FLOPs saved, without the head (shapes of one saving set side by side)")
+    axes.set(ylabel=LABELS[found.measure].format(found.models[0]), title="quality and cost")
+
+
+def _set_apart(found: Search) -> list[tuple[Row, float]]:
+    """The rows with a published shape, and how far to shift them so that equal savings do not cover each other."""
+    groups = defaultdict(list)
+    for row in found.rows:
+        if row.shapes:
+            groups[sum(name != found.models[0] for name in row.models)].append(row)
+    most = 100 * max((row.saved.without_head for row in found.rows), default=0)
+    step = most / 45
+    return [(row, (i - (len(rows) - 1) / 2) * step) for rows in groups.values() for i, row in enumerate(rows)]
+
+
+def _point(row: Row) -> tuple[float, float]:
+    return 100 * row.saved.without_head, row.measure.value
+
+
+def _error(row: Row) -> list[list[float]]:
+    """A percentile interval need not hold the estimate itself."""
+    value, low, high = row.measure
+    return [[max(0.0, value - low)], [max(0.0, high - value)]]
+
+
+def _neutral(found: Search) -> float:
+    return 0.0 if found.measure == EXACT else 1.0
+
+
+def _is_first(name: str, found: Search) -> bool:
+    return name == found.models[0]
+
+
+def _colours(number: int) -> list[str]:
+    return [COLOURS[i % len(COLOURS)] for i in range(number)]
