@@ -11,7 +11,7 @@ import numpy as np
 from unmask.schedule import Schedule
 
 SHAPES = "sandwich", "light first", "light last", "light middle", "interleaved", "random"
-RANDOM_SEED = 0  # one draw for each number of segments and light ones, so that studies can be compared
+RANDOM_SEED, DRAWS = 0, 64  # the same for each number of segments and light ones, so that studies can be compared
 
 
 @dataclass(frozen=True)
@@ -68,25 +68,27 @@ def shapes(num_segments: int, num_light: int) -> dict[str, tuple[int, ...]]:
     """The light segments of each published shape (Sedykh et al. 2026, arXiv 2604.02340; `SHAPES`), ascending.
 
     sandwich: half at each end, an odd one more at the start. light middle: in one piece, an odd heavy segment behind
-    it. interleaved: segment floor((i + 1/2) S / k) for i < k. random: one draw, fixed by S and k. Of a single light
-    segment there is no sandwich and nothing to interleave, and with all segments light there is no shape.
+    it. interleaved: segment floor((i + 1/2) S / k) for i < k. random: fixed by S and k, the first of `DRAWS` draws that
+    has no other shape. Of a single light segment there is no sandwich and nothing to interleave, and with all segments
+    light there is no shape. Few segments may give two shapes the same placement.
     """
     if not 0 < num_light < num_segments:
         return {}
     ends = {*range((num_light + 1) // 2), *range(num_segments - num_light // 2, num_segments)}
     middle = (num_segments - num_light) // 2
-    drawn = np.random.default_rng([RANDOM_SEED, num_segments, num_light]).permutation(num_segments)[:num_light]
     found = {
         "sandwich": ends,
         "light first": range(num_light),
         "light last": range(num_segments - num_light, num_segments),
         "light middle": range(middle, middle + num_light),
         "interleaved": ((2 * i + 1) * num_segments // (2 * num_light) for i in range(num_light)),
-        "random": drawn.tolist(),
     }
     if num_light == 1:
         del found["sandwich"], found["interleaved"]
-    return {name: tuple(sorted(segments)) for name, segments in found.items()}
+    found = {name: tuple(sorted(segments)) for name, segments in found.items()}
+    rng = np.random.default_rng([RANDOM_SEED, num_segments, num_light])
+    drawn = [tuple(sorted(rng.permutation(num_segments)[:num_light].tolist())) for _ in range(DRAWS)]
+    return {**found, "random": next((one for one in drawn if one not in found.values()), drawn[0])}
 
 
 def shapes_of(placement: Placement, reference: str) -> tuple[str, ...]:

@@ -11,7 +11,6 @@ from unmask.kernels.noise import reveal_times
 from unmask.reveal import Reveal
 from unmask.schedule import Schedule
 
-
 TYPICAL = 1 << 18  # positions
 SLACK = 0.005  # by how much chance may move a saving that is counted over so many
 

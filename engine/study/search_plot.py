@@ -9,6 +9,7 @@ from unmask.study.search import EXACT, Row, Search
 
 MARKERS = dict(zip(SHAPES, ("o", "^", "v", "s", "D", "X"), strict=True))
 LABELS = {EXACT: "nats per token more than {} alone", "perplexity_ratio": "perplexity / that of {} alone"}
+SHAPE_COLOURS = (*COLOURS[1:], COLOURS[0], "#3a8f9e")
 MOST_STRIPS = 48
 GREY = "#9a9a9a"
 
@@ -77,38 +78,35 @@ def _draw_points(axes, found: Search, rows: list[Row]) -> None:
 
 def _draw_frontier(axes, found: Search) -> None:
     front = sorted((row for row in found.rows if row.on_front), key=lambda row: row.saved.without_head)
-    axes.plot(*zip(*map(_point, front), strict=True), color=COLOURS[0], lw=1.2, zorder=1, label="nothing better")
+    ring = {"mfc": "none", "ms": 11, "color": COLOURS[0], "lw": 1.2, "zorder": 1}
+    axes.plot(*zip(*map(_point, front), strict=True), "o-", label="best at its saving", **ring)
     plain = [row for row in found.rows if row.rank and not row.shapes]
     if plain:
         axes.plot(*zip(*map(_point, plain), strict=True), "o", ms=3, color=GREY, zorder=2, label="other placements")
     axes.plot(0, _neutral(found), "*", ms=12, color=COLOURS[0], zorder=4, label=f"{found.models[0]} alone")
-    for row, offset in _set_apart(found):
+    for row, name, offset in _set_apart(found):
         x, y = _point(row)
-        name = row.shapes[0]
         at = SHAPES.index(name)
-        colour = (*COLOURS[1:], COLOURS[0], "#3a8f9e")[at % 6]
-        axes.errorbar(
-            x + offset, y, yerr=_error(row), fmt=MARKERS[name], ms=6, lw=1.1, color=colour, mec="white", zorder=3,
-            label=name,
-        )  # fmt: skip
+        look = {"fmt": MARKERS[name], "color": SHAPE_COLOURS[at], "ms": 7, "lw": 1.1, "mec": "white"}
+        axes.errorbar(x + offset, y, yerr=_error(row), zorder=3, label=name, **look)
     by_label = {text: handle for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)}
     order = sorted(by_label, key=lambda text: SHAPES.index(text) if text in SHAPES else -1)
-    axes.legend([by_label[text] for text in order], order, frameon=False, fontsize="small", loc="best")
+    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.11), "ncols": 3}
+    axes.legend([by_label[text] for text in order], order, frameon=False, fontsize="small", **place)
     axes.axhline(_neutral(found), color="#999999", linewidth=0.8)
-    axes.xaxis.set_major_formatter("{x:.0f} %")
-    axes.set(xlabel="FLOPs saved, without the head (shapes of one saving set side by side)")
+    axes.xaxis.set_major_formatter("{x:g} %")
+    axes.set(xlabel="FLOPs saved, without the head (shapes stand to the right of their saving)")
     axes.set(ylabel=LABELS[found.measure].format(found.models[0]), title="quality and cost")
 
 
-def _set_apart(found: Search) -> list[tuple[Row, float]]:
-    """The rows with a published shape, and how far to shift them so that equal savings do not cover each other."""
+def _set_apart(found: Search) -> list[tuple[Row, str, float]]:
+    """The rows with published shapes, once for each, and how far to the right of the others of one saving to put it."""
     groups = defaultdict(list)
     for row in found.rows:
-        if row.shapes:
-            groups[sum(name != found.models[0] for name in row.models)].append(row)
-    most = 100 * max((row.saved.without_head for row in found.rows), default=0)
-    step = most / 45
-    return [(row, (i - (len(rows) - 1) / 2) * step) for rows in groups.values() for i, row in enumerate(rows)]
+        groups[sum(name != found.models[0] for name in row.models)] += [(row, name) for name in row.shapes]
+    step = 100 * max(row.saved.without_head for row in found.rows) / 50
+    ordered = (sorted(group, key=lambda pair: SHAPES.index(pair[1])) for group in groups.values())
+    return [(row, name, (i + 1) * step) for group in ordered for i, (row, name) in enumerate(group)]
 
 
 def _point(row: Row) -> tuple[float, float]:
