@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import combinations, product
 from pathlib import Path
 
@@ -32,6 +33,12 @@ STATES = np.array(list(product(range(NUM_IDS + 1), repeat=LENGTH)))  # NUM_IDS s
 def markov(seed):
     rng = np.random.default_rng(seed)
     return HiddenMarkov(LENGTH, rng.dirichlet([2, 2]), rng.dirichlet([1, 1], 2), rng.dirichlet([1, 1, 1], 2))
+
+
+def sticky(likely, length=LENGTH):
+    """A chain that stays in its state and shows it; as likely as 1 / 3 it forgets, and only its marginals are right."""
+    rows = np.full((3, 3), (1 - likely) / 2) + np.eye(3) * (likely - (1 - likely) / 2)
+    return HiddenMarkov(length, np.full(3, 1 / 3), rows, rows)
 
 
 def log_law_of(model):
@@ -75,38 +82,41 @@ def exact_nll(models, placement, truth, steps=STEPS):
 
 @pytest.fixture(scope="module")
 def known():
-    """Every placement of one and two light segments of four, with a light model that is wrong."""
-    models = {"heavy": markov(0), "light": markov(1)}
+    """Every placement of one and two light segments of four, with a light model that does not look at other tokens."""
+    models = {"heavy": sticky(0.9), "light": sticky(1 / 3)}
+    models["heavy"].spec = replace(models["heavy"].spec, num_parameters=100)
     placements = [one for k in (1, 2) for one in arrangements("heavy", {"light": k}, SEGMENTS)]
     found = search(
         models,
         placements,
-        num_samples=6000,
+        num_samples=800,
         length=LENGTH,
         reveal=Ancestral(STEPS),
         max_batch=512,
         log_law=log_law_of(models["heavy"]),
+        whole=True,  # the same texts sooner, as a toy's call costs less than a template
     )
     return models, found
 
 
 def test_the_ranking_is_the_order_of_the_exact_losses(known):
     models, found = known
-    exact = {row: exact_nll(models, Placement(row.models), models["heavy"]) for row in found.rows}
     first, *others = found.rows
+    exact = {row.models: exact_nll(models, Placement(row.models), models["heavy"]) for row in found.rows}
+    extra = {name: mean - exact[first.models][0] for name, (mean, _) in exact.items()}
     assert first.rank is None and first.models == ("heavy",) * SEGMENTS and first.measure == (0, 0, 0)
     assert [row.rank for row in others] == list(range(1, 11)) and found.measure == "exact_nll"
-    for row, (mean, deviation) in exact.items():
-        assert abs(row.quality.measures["exact_nll"].value - mean) < 4 * deviation / 6000**0.5
-        half = (row.measure.high - row.measure.low) / 2
-        assert abs(row.measure.value - (mean - exact[first][0])) <= 2 * half
+    for row in found.rows:
+        mean, deviation = exact[row.models]
+        assert abs(row.quality.measures["exact_nll"].value - mean) < 4 * deviation / 800**0.5
+        assert abs(row.measure.value - extra[row.models]) <= row.measure.high - row.measure.low
     told_apart = 0
-    for better, worse in combinations(sorted(others, key=lambda row: exact[row][0]), 2):
-        gap, room = exact[worse][0] - exact[better][0], sum(r.measure.high - r.measure.low for r in (better, worse)) / 2
-        if gap > room:
+    for better, worse in combinations(sorted(others, key=lambda row: extra[row.models]), 2):
+        room = sum(row.measure.high - row.measure.low for row in (better, worse)) / 2
+        if extra[worse.models] - extra[better.models] > room:
             told_apart += 1
             assert better.rank < worse.rank
-    assert told_apart > 20  # of 45 pairs, so that the order is tested at all
+    assert told_apart > 30  # of 45 pairs, so that the order is tested at all
 
 
 def test_the_front_and_the_savings(known):
@@ -181,7 +191,7 @@ CASES = {
 def test_texts_have_the_bits_of_whole_runs(name, tmp_path):
     make, reveal, segments, counts, num = CASES[name]
     models, options = make(), {"num_samples": num, "length": 16, "reveal": reveal, "seed": 7}
-    placements = list(arrangements("heavy", counts, segments))[:60]
+    placements = list(arrangements("heavy", counts, segments))[:: 8 if len(counts) > 1 else 1]
     choose = Categorical(0.9)
     found = search(models, placements, **options, choose=choose, log_law=uniform, folder=tmp_path)
     for placement in (Placement(("heavy",) * segments), *placements):
@@ -191,7 +201,7 @@ def test_texts_have_the_bits_of_whole_runs(name, tmp_path):
         assert np.array_equal(texts.tokens, whole.tokens) and np.array_equal(texts.logprobs, whole.logprobs)
         assert np.array_equal(prices.reveal_step, whole.reveal_step)
         assert prices.cost(placement.schedule) == whole.stats.cost == sampler.plan(num, 16, seed=7).cost
-    assert (found.calls_made < 0.75) == isinstance(reveal, Ancestral)
+    assert (found.calls_made < 0.8) == isinstance(reveal, Ancestral)
     assert all((row.seconds is None) == (isinstance(reveal, Ancestral) and row.rank is not None) for row in found.rows)
 
 
@@ -209,7 +219,7 @@ def test_the_bundled_pair_has_the_bits_of_whole_runs(tmp_path):
 def test_the_28_placements_take_half_of_the_calls():
     """The prefix tree of 28 placements and the first model has 118 + 8 of 29 * 8 segments; whole runs take them all."""
     models, placements = toys(length=32), list(arrangements("heavy", {"light": 2}, 8))
-    options = {"num_samples": 60, "length": 32, "reveal": Ancestral(64), "log_law": uniform}
+    options = {"num_samples": 20, "length": 32, "reveal": Ancestral(64), "log_law": uniform}
     made = []
     for whole in (False, True):
         before = sum(model.num_events for model in models.values())
@@ -238,10 +248,15 @@ def test_a_text_without_a_differing_event_does_its_last_one_again():
 def small(folder, watch=None, **changed):
     models = {"heavy": markov(0), "light": markov(1)}
     options = {"num_samples": 6, "length": 4, "reveal": Ancestral(4), "seed": 1, **changed}
-    placements = list(arrangements("heavy", {"light": 1}, 4))
     models = options.pop("models", models)
+    placements = list(arrangements("heavy", {list(models)[1]: 1}, 4))
     law = log_law_of(models["heavy"])
     return search(models, placements, **options, log_law=law, folder=folder, watch=watch)
+
+
+def measured(found):
+    """Without what depends on what was recorded: the seconds of whole runs."""
+    return replace(found, rows=tuple(replace(row, seconds=None) for row in found.rows))
 
 
 def test_what_is_finished_is_not_done_again(tmp_path):
@@ -287,11 +302,13 @@ def test_damaged_files_are_done_again(tmp_path):
     files[2].write_bytes(whole[3])
     files[4].write_bytes(os.urandom(len(whole[4])))
     watch = Kept()
-    assert small(tmp_path, watch) == found
-    assert len(watch.told) == len(watch.finished) == 4 and "it is of schedule" in watch.told[2]
+    assert measured(small(tmp_path, watch)) == measured(found)
+    assert len(watch.told) == len(watch.finished) == 4 and any("it is of schedule" in line for line in watch.told)
     (tmp_path / "settings.json").write_text('{"format": 1')
     watch = Kept()
-    assert small(tmp_path, watch) == found and not watch.finished and "written anew" in watch.told[0]
+    assert (
+        measured(small(tmp_path, watch)) == measured(found) and not watch.finished and "written anew" in watch.told[0]
+    )
     (tmp_path / "settings.json").unlink()
     watch = Kept()
     small(tmp_path, watch, num_samples=7)
@@ -324,7 +341,8 @@ sys.path.insert(0, sys.argv[2])
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from test_study_search import Lines, log_law_of, markov, search, arrangements, Ancestral
+from test_study_search import log_law_of, markov, search, arrangements, Ancestral
+from unmask.study.search_progress import Lines
 class Slow(Lines):
     def advance(self, phase, amount):
         time.sleep(0.05)
@@ -466,8 +484,8 @@ def test_a_budget_is_predicted_and_verified(scored, texts, tmp_path, monkeypatch
     assert run(monkeypatch, *budget, "--windows", 2, "--out", tmp_path / "spot") == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert len(rows) == 3 and rows[0]["predicted"] == 0 and all(row["saved"]["without_head"] > 0.24 for row in rows[1:])
-    monkeypatch.setattr("sys.argv", ["unmask", "study", "importance", *map(str, data), "--length", "12", "--windows", "3",
-                                     "--bins", "4", "--out", str(tmp_path / "imp")])  # fmt: skip
+    importance = *data, "--length", 12, "--windows", 3, "--bins", 4, "--out", tmp_path / "imp"
+    monkeypatch.setattr("sys.argv", ["unmask", "study", "importance", *map(str, importance)])
     with pytest.raises(SystemExit):
         cli.main()
     capsys.readouterr()

@@ -192,8 +192,9 @@ def _losses(models: dict[str, Denoiser], file: Path | None, text) -> Losses:
     if file is not None:
         return Losses.read(file, models)
     found = text()
-    with counted(num_batches(len(found), BINS, 1, BATCH)) as advance:
-        return Losses.measured(importance(models, found, bins=BINS, batch_size=BATCH, on_batch=advance))
+    bins = min(BINS, found.shape[1])
+    with counted(num_batches(len(found), bins, 1, BATCH)) as advance:
+        return Losses.measured(importance(models, found, bins=bins, batch_size=BATCH, on_batch=advance))
 
 
 def _check_scorer(source: str) -> None:
