@@ -217,7 +217,7 @@ def test_the_bundled_pair_has_the_bits_of_whole_runs(tmp_path):
 
 
 def test_the_28_placements_take_half_of_the_calls():
-    """The prefix tree of 28 placements and the first model has 118 + 8 of 29 * 8 segments; whole runs take them all."""
+    """The prefix tree of 28 placements and the first model has 120 segments, 29 whole runs have 29 * 8."""
     models, placements = toys(length=32), list(arrangements("heavy", {"light": 2}, 8))
     options = {"num_samples": 20, "length": 32, "reveal": Ancestral(64), "log_law": uniform}
     made = []
@@ -504,6 +504,9 @@ def test_a_budget_is_predicted_and_verified(scored, texts, tmp_path, monkeypatch
         (("--segments", 20, "--light", 10), "at most 512 schedules, got 184,757"),
         (("--light", 2, "--place", "light:2"), "by --light or by --place, got both"),
         (("--light", 2, "--saving", 0.2), "saving must be given alone"),
+        (("--saving", 25), "saving must be a share between 0 and 1, such as 0.25, got 25"),
+        (("--saving", 0.2, "--segments", 18), "got 18, which give 262,144 of 2 models"),
+        (("--saving", 0.2, "--model", "a=sotu-heavy"), "models must be at least two to place, got a"),
         (("--place", "heavy:2"), "place must be 'NAME:SEGMENTS ...' with each of light at most once, got 'heavy:2'"),
         (("--place", "light:2 light:1"), "got 'light:2 light:1'"),
         (("--model", "a=sotu-heavy"), "models must be at least two to place, got a"),

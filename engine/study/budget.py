@@ -23,6 +23,13 @@ def every_placement(models: Sequence[str], num_segments: int) -> Iterator[Placem
     return (Placement(one) for one in product(models, repeat=num_segments) if set(one) != {models[0]})
 
 
+def check_budget(saving: float, number: int) -> None:
+    if not 0 < saving < 1:
+        raise ValueError(f"saving must be a share between 0 and 1, such as 0.25, got {saving}")
+    if number < 1:
+        raise ValueError(f"verify must be at least 1, got {number}")
+
+
 def best_predicted(
     placements: Iterator[Placement],
     prices: Prices,
@@ -36,10 +43,7 @@ def best_predicted(
     saving: 0.25 is 25 %, without the head, as the published figures are; it may be missed by `SLACK`. Of equal
     predictions the one that saves more comes first. Raises ValueError where none saves that much.
     """
-    if not 0 < saving < 1:
-        raise ValueError(f"saving must be a share between 0 and 1, such as 0.25, got {saving}")
-    if number < 1:
-        raise ValueError(f"verify must be at least 1, got {number}")
+    check_budget(saving, number)
     each = [(one, prices.cost(one.schedule).saving.without_head) for one in placements]
     most = max(saved for _, saved in each)
     if most < saving - SLACK:

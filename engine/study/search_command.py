@@ -1,9 +1,11 @@
 """The `unmask study search` command."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 from rich.console import Console
 
@@ -13,7 +15,7 @@ from unmask.denoiser import Denoiser, check_compatible
 from unmask.options import AsJson, Model, Threads, named_sources, set_threads
 from unmask.reveal import parse as parse_reveal
 from unmask.study import plots
-from unmask.study.budget import best_predicted, every_placement
+from unmask.study.budget import best_predicted, check_budget, every_placement
 from unmask.study.commands import BATCH, check_folder, counted, heldout_windows, longest, tokenizer_of
 from unmask.study.evaluate import TextScorer, check_num_samples
 from unmask.study.importance import importance, num_batches
@@ -34,6 +36,7 @@ EXAMPLE = (
 )
 NUM_LIGHT = 2
 BINS = 16
+WIDTH = 100
 
 
 def search_command(
@@ -107,9 +110,10 @@ def search_command(
     The first model is the reference; alone at all steps it is always part of the study. All schedules share their reveal times and noise, so their differences have paired intervals, and steps that two of them have in common run once. Savings are those of whole runs.
     """  # noqa: E501
     names = list(named_sources(model))
-    placements = None if saving is not None else _placements(names, segments, light, place)
-    if saving is not None and (light or place):
-        raise ValueError("saving must be given alone, or segments by --light or --place, got both")
+    if saving is None:
+        placements = _placements(names, segments, light, place)
+    else:
+        placements = _candidates(names, segments, light, place, saving, verify)
     check_num_samples(num_samples)
     _check_scorer(scorer)
     plots.check_installed()
@@ -122,13 +126,14 @@ def search_command(
     predict = None
     if saving is not None or importance_file is not None:
         exposure(policy, length, 1)  # refuses a policy that nothing can be predicted of
-        losses = _losses(
-            models, importance_file, lambda: heldout_windows(data, heldout_share, tokenizer_of(models), length, windows)
-        )
+        if importance_file is None:
+            losses = _measured(models, heldout_windows(data, heldout_share, tokenizer_of(models), length, windows))
+        else:
+            losses = Losses.read(importance_file, models)
         predict = Prediction(losses, policy, length).of
     if saving is not None:
         prices = Prices.typical(models, policy, length=length, seed=seed)
-        placements = best_predicted(every_placement(names, segments), prices, predict, saving=saving, number=verify)
+        placements = best_predicted(placements, prices, predict, saving=saving, number=verify)
     out.mkdir(exist_ok=True)
     found = search(
         models,
@@ -152,15 +157,16 @@ def _publish(found: Search, out: Path, as_json: bool) -> None:
     if as_json:
         print(json.dumps(found.to_json()))
     else:
-        Console().print(search_table(found))
+        console = Console()
+        # What is no terminal counts as 80 columns wide, which would cut the table.
+        console.print(search_table(found), width=console.width if console.is_terminal else max(WIDTH, console.width))
     save_json(found.to_json(), out / "search.json")
     plot_search(found, out / "search")
 
 
 def _placements(names: list[str], segments: int, light: list[int] | None, place: list[str] | None) -> list[Placement]:
     """Every placement of every mix that is asked for; the mixes are counted before anything is made."""
-    if len(names) < 2:
-        raise ValueError(f"models must be at least two to place, got {', '.join(names)}")
+    _check_two(names)
     if light and place:
         raise ValueError("segments must be given by --light or by --place, got both")
     if place:
@@ -178,6 +184,21 @@ def _placements(names: list[str], segments: int, light: list[int] | None, place:
     return [one for mix in mixes for one in arrangements(names[0], mix, segments)]
 
 
+def _candidates(
+    names: list[str], segments: int, light: list[int] | None, place: list[str] | None, saving: float, verify: int
+) -> Iterator[Placement]:
+    _check_two(names)
+    if light or place:
+        raise ValueError("saving must be given alone, or segments by --light or --place, got both")
+    check_budget(saving, verify)
+    return every_placement(names, segments)
+
+
+def _check_two(names: list[str]) -> None:
+    if len(names) < 2:
+        raise ValueError(f"models must be at least two to place, got {', '.join(names)}")
+
+
 def _mix(text: str, names: list[str]) -> dict[str, int]:
     parts = [part.rpartition(":") for part in text.split()]
     mix = {name: int(count) for name, _, count in parts if count.isdecimal() and name in names[1:]}
@@ -188,13 +209,10 @@ def _mix(text: str, names: list[str]) -> dict[str, int]:
     return mix
 
 
-def _losses(models: dict[str, Denoiser], file: Path | None, text) -> Losses:
-    if file is not None:
-        return Losses.read(file, models)
-    found = text()
-    bins = min(BINS, found.shape[1])
-    with counted(num_batches(len(found), bins, 1, BATCH)) as advance:
-        return Losses.measured(importance(models, found, bins=bins, batch_size=BATCH, on_batch=advance))
+def _measured(models: dict[str, Denoiser], text: np.ndarray) -> Losses:
+    bins = min(BINS, text.shape[1])
+    with counted(num_batches(len(text), bins, 1, BATCH)) as advance:
+        return Losses.measured(importance(models, text, bins=bins, batch_size=BATCH, on_batch=advance))
 
 
 def _check_scorer(source: str) -> None:

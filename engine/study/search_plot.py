@@ -1,7 +1,10 @@
 """The plot of a search: what each placement costs in quality, and the frontier of quality and FLOPs."""
 
 from collections import defaultdict
+from itertools import cycle
 from pathlib import Path
+
+import numpy as np
 
 from unmask.study.placements import SHAPES
 from unmask.study.plots import COLOURS, FORMATS
@@ -11,6 +14,8 @@ MARKERS = dict(zip(SHAPES, ("o", "^", "v", "s", "D", "X"), strict=True))
 LABELS = {EXACT: "nats per token more than {} alone", "perplexity_ratio": "perplexity / that of {} alone"}
 SHAPE_COLOURS = (*COLOURS[1:], COLOURS[0], "#3a8f9e")
 MOST_STRIPS = 48
+# A legend under the label of the horizontal axis, however tall the figure is.
+BELOW = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "borderaxespad": 5.5, "frameon": False, "fontsize": "small"}
 GREY = "#9a9a9a"
 
 
@@ -47,22 +52,19 @@ def _strips_shown(found: Search) -> list[Row]:
 def _draw_strips(axes, found: Search, rows: list[Row]) -> None:
     from matplotlib.patches import Patch
 
-    colours = dict(zip(found.models, _colours(len(found.models)), strict=True))
+    fills = {name: {"color": colour} for name, colour in zip(found.models, cycle(COLOURS), strict=False)}
+    fills[found.models[0]]["alpha"] = 0.25
     for y, row in enumerate(rows):
         for i, name in enumerate(row.models):
-            axes.barh(
-                y, 0.92, left=i + 0.04, height=0.78, color=colours[name], alpha=0.25 if _is_first(name, found) else 1
-            )
+            axes.barh(y, 0.92, left=i + 0.04, height=0.78, **fills[name])
     axes.set_yticks(range(len(rows)), [f"{', '.join(row.shapes)}  {row.rank}" for row in rows], fontsize="small")
     axes.set(xlim=(0, found.num_segments), ylim=(len(rows) - 0.4, -0.6), xticks=())
-    axes.set(xlabel="start of a text → its end", title="placement")
+    cut = len(rows) < len(found.rows) - 1
+    axes.set(xlabel="start of a text → its end", title="best and published" if cut else "placement")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    patches = [Patch(color=colours[name], alpha=0.25 if _is_first(name, found) else 1, label=name) for name in colours]
-    axes.legend(
-        handles=patches, frameon=False, fontsize="small", ncols=2, loc="upper center",
-        bbox_to_anchor=(0.5, -2.4 / max(8, len(rows))),
-    )  # fmt: skip
+    patches = [Patch(label=name, **fill) for name, fill in fills.items()]
+    axes.legend(handles=patches, ncols=2, **BELOW)
 
 
 def _draw_points(axes, found: Search, rows: list[Row]) -> None:
@@ -91,8 +93,7 @@ def _draw_frontier(axes, found: Search) -> None:
         axes.errorbar(x + offset, y, yerr=_error(row), zorder=3, label=name, **look)
     by_label = {text: handle for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)}
     order = sorted(by_label, key=lambda text: SHAPES.index(text) if text in SHAPES else -1)
-    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.11), "ncols": 3}
-    axes.legend([by_label[text] for text in order], order, frameon=False, fontsize="small", **place)
+    axes.legend([by_label[text] for text in order], order, ncols=3, **BELOW)
     axes.axhline(_neutral(found), color="#999999", linewidth=0.8)
     axes.xaxis.set_major_formatter("{x:g} %")
     axes.set(xlabel="FLOPs saved, without the head (shapes stand to the right of their saving)")
@@ -101,10 +102,13 @@ def _draw_frontier(axes, found: Search) -> None:
 
 def _set_apart(found: Search) -> list[tuple[Row, str, float]]:
     """The rows with published shapes, once for each, and how far to the right of the others of one saving to put it."""
-    groups = defaultdict(list)
+    groups, savings = defaultdict(list), {}
     for row in found.rows:
-        groups[sum(name != found.models[0] for name in row.models)] += [(row, name) for name in row.shapes]
-    step = 100 * max(row.saved.without_head for row in found.rows) / 50
+        mix = tuple(row.models.count(name) for name in found.models)
+        groups[mix] += [(row, name) for name in row.shapes]
+        savings.setdefault(mix, 100 * row.saved.without_head)
+    apart = np.diff(sorted(savings.values()))
+    step = min(max(savings.values()) / 50, apart.min(initial=100) / (len(SHAPES) + 2))
     ordered = (sorted(group, key=lambda pair: SHAPES.index(pair[1])) for group in groups.values())
     return [(row, name, (i + 1) * step) for group in ordered for i, (row, name) in enumerate(group)]
 
@@ -121,11 +125,3 @@ def _error(row: Row) -> list[list[float]]:
 
 def _neutral(found: Search) -> float:
     return 0.0 if found.measure == EXACT else 1.0
-
-
-def _is_first(name: str, found: Search) -> bool:
-    return name == found.models[0]
-
-
-def _colours(number: int) -> list[str]:
-    return [COLOURS[i % len(COLOURS)] for i in range(number)]

@@ -20,16 +20,16 @@ def search_table(found: Search) -> Table:
         f"95 % intervals, text by text against {found.models[0]} alone.{_scorer(found)}",
         header_style="bold",
         box=None,
-        padding=(0, 1),
+        padding=(0, 1, 0, 0),
     )
     predicted = any(row.predicted is not None for row in found.rows)
     table.add_column("", justify="right")
-    table.add_column("segments")
-    table.add_column("shape", max_width=14)
+    table.add_column("segments", no_wrap=True)
+    table.add_column("shape", min_width=11, max_width=14)
     table.add_column(TITLES[found.measure], justify="right", no_wrap=True)
     if predicted:
-        table.add_column("predicted\nnats/token", justify="right")
-    for title in ("entropy\n", "distinct\n-2", "FLOPs\nsaved", "… without\nthe head"):
+        table.add_column("predicted\nnats", justify="right")
+    for title in ("entropy\n", "dis-\ntinct-2", "FLOPs\nsaved", "without\nhead"):
         table.add_column(title, justify="right", no_wrap=True)
     for row in found.rows:
         first = row.rank is None
