@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from itertools import combinations, product
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from unmask.study.record import Record
 from unmask.study.replay import start_of
 from unmask.study.scorer import Scores
 from unmask.study.search import search
+from unmask.study.search_plot import _strips_shown, plot_search
 from unmask.study.search_progress import Forecast, Watch
 from unmask.study.search_report import letters_of
 
@@ -89,7 +91,7 @@ def known():
     found = search(
         models,
         placements,
-        num_samples=800,
+        num_samples=500,
         length=LENGTH,
         reveal=Ancestral(STEPS),
         max_batch=512,
@@ -108,7 +110,7 @@ def test_the_ranking_is_the_order_of_the_exact_losses(known):
     assert [row.rank for row in others] == list(range(1, 11)) and found.measure == "exact_nll"
     for row in found.rows:
         mean, deviation = exact[row.models]
-        assert abs(row.quality.measures["exact_nll"].value - mean) < 4 * deviation / 800**0.5
+        assert abs(row.quality.measures["exact_nll"].value - mean) < 4 * deviation / 500**0.5
         assert abs(row.measure.value - extra[row.models]) <= row.measure.high - row.measure.low
     told_apart = 0
     for better, worse in combinations(sorted(others, key=lambda row: extra[row.models]), 2):
@@ -116,7 +118,7 @@ def test_the_ranking_is_the_order_of_the_exact_losses(known):
         if extra[worse.models] - extra[better.models] > room:
             told_apart += 1
             assert better.rank < worse.rank
-    assert told_apart > 30  # of 45 pairs, so that the order is tested at all
+    assert told_apart > 25  # of 45 pairs, so that the order is tested at all
 
 
 def test_the_front_and_the_savings(known):
@@ -162,10 +164,15 @@ def uniform(tokens):
 
 
 def toys(vocab_size=9, length=16):
-    """Three whose answers differ in every state, so that any wrong input shows."""
+    """Three whose answers differ in every state and at every mask rate, so that any wrong input shows."""
     found = {name: Toy(vocab_size, length) for name in ("heavy", "light", "tiny")}
-    for i, (name, model) in enumerate(found.items()):
-        model.name, model.logits = name, lambda batch, i=i: Toy.logits(found["heavy"], batch).roll(i, 1)
+
+    def logits(batch, shift):
+        rate = batch.mask_rate.repeat_interleave(torch.tensor(batch.row_counts))
+        return Toy.logits(found["heavy"], batch).roll(shift, 1) * (0.5 + rate[:, None])
+
+    for shift, (name, model) in enumerate(found.items()):
+        model.name, model.logits = name, partial(logits, shift=shift)
     return found
 
 
@@ -275,6 +282,13 @@ def test_what_is_finished_is_not_done_again(tmp_path):
     assert len(wider.finished) == 6
 
 
+def test_whole_runs_are_made_where_only_a_part_was(tmp_path):
+    found, watch = small(tmp_path), Kept()
+    timed = small(tmp_path, watch, whole=True)
+    assert measured(timed) == measured(found) and len(watch.finished) == 4
+    assert all(row.seconds > 0 for row in timed.rows) and [row.seconds for row in found.rows].count(None) == 4
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -325,9 +339,9 @@ def test_no_wrong_byte_goes_unseen(tmp_path):
     path = record.file(str(placement))
     content = path.read_bytes()
     for at in range(len(content)):
-        for flip in (0x01, 0x80):
-            path.write_bytes(content[:at] + bytes([content[at] ^ flip]) + content[at + 1 :])
-            assert record.load(str(placement)) is None, at
+        flipped = content[at] ^ (0x80 if at % 2 else 0x01)
+        path.write_bytes(content[:at] + bytes([flipped]) + content[at + 1 :])
+        assert record.load(str(placement)) is None, at
     for size in range(0, len(content), 7):
         path.write_bytes(content[:size])
         assert record.load(str(placement)) is None, size
@@ -414,6 +428,20 @@ def test_the_time_left_is_that_of_each_phase():
     now[0] = 5
     forecast.advance("scoring", 2)
     assert forecast.left == pytest.approx(80 * 2 / 20 + 8 * 3 / 2) and forecast.elapsed == 5
+
+
+def test_the_plot_of_many_placements_shows_the_best_and_the_named(known, tmp_path):
+    _, found = known
+    first, *others = found.rows
+    rows = [replace(row, rank=10 * i + row.rank) for i in range(8) for row in others]
+    plain = [row if row.rank < 11 else replace(row, shapes=()) for row in rows]
+    assert all(row in _strips_shown(replace(found, rows=(first, *rows))) for row in rows if row.shapes)
+    many = replace(found, rows=(first, *plain))
+    assert len(_strips_shown(many)) == 48 and _strips_shown(many)[0].rank == 1
+    assert all(path.stat().st_size > 10_000 for path in plot_search(many, tmp_path / "many"))
+    assert _strips_shown(found) == others
+    free = replace(first.saved, with_head=0.0, without_head=0.0)  # models of one price
+    plot_search(replace(found, rows=tuple(replace(row, saved=free) for row in found.rows)), tmp_path / "free")
 
 
 def test_letters_differ():

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from unmask.choose import Categorical
-from unmask.cost import Saving
+from unmask.cost import Cost, Saving
 from unmask.denoiser import Denoiser
 from unmask.progress import Progress
 from unmask.reveal import Reveal
@@ -44,6 +44,7 @@ from unmask.timeline import Tick
 
 EXACT, RATIO = "exact_nll", "perplexity_ratio"  # what schedules are ranked by
 MAX_SCHEDULES = 512
+LogLaw = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def search(
     choose: Categorical | None = None,
     max_batch: int = 16,
     scorer: TextScorer | None = None,
-    log_law: Callable[[np.ndarray], np.ndarray] | None = None,
+    log_law: LogLaw | None = None,
     predict: Callable[[Schedule], float] | None = None,
     folder: Path | None = None,
     whole: bool = False,
@@ -139,16 +140,26 @@ def search(
     if folder is not None:
         settings = study.settings(None if scorer is None else scorer.name)
         record = Record(folder, settings, study.steps, study.vocab_size, watch.tell)
-    texts = _Runs(study, scorer, log_law, record, whole, watch)
+    runs = _Runs(study, scorer, log_law, record, whole, watch)
     with watch:
-        texts.run()
-    return _ranked(study, texts, scorer, log_law, predict)
+        runs.run()
+    return _ranked(study, runs, predict)
 
 
 class _Study:
     """What is asked: checked, priced, and without a network call but those of `settings`."""
 
-    def __init__(self, models, placements, num_samples, length, reveal, seed, choose, max_batch) -> None:
+    def __init__(
+        self,
+        models: Mapping[str, Denoiser],
+        placements: Sequence[Placement],
+        num_samples: int,
+        length: int,
+        reveal: Reveal,
+        seed: int,
+        choose: Categorical,
+        max_batch: int,
+    ) -> None:
         self.models, self.num_samples, self.length, self.seed = dict(models), num_samples, length, seed
         self.reveal, self.choose, self.max_batch = reveal, choose, max_batch
         self.reference = next(iter(self.models), "")
@@ -178,7 +189,7 @@ class _Study:
         options = {"reveal": self.reveal, "choose": self.choose, "max_batch": self.max_batch}
         return Sampler(self.models, schedule=placement.schedule, **options)
 
-    def check_ranking(self, scorer: TextScorer | None, log_law: Callable | None) -> None:
+    def check_ranking(self, scorer: TextScorer | None, log_law: LogLaw | None) -> None:
         if scorer is None and log_law is None:
             raise ValueError("scorer must be given to rank schedules, or the law of the data, got neither")
         if scorer is not None and self.tokenizer is None:
@@ -200,7 +211,15 @@ class _Study:
 class _Runs:
     """The texts of every placement: from the record, or sampled, scored and recorded one after another."""
 
-    def __init__(self, study: _Study, scorer, log_law, record: Record | None, whole: bool, watch: Watch) -> None:
+    def __init__(
+        self,
+        study: _Study,
+        scorer: TextScorer | None,
+        log_law: LogLaw | None,
+        record: Record | None,
+        whole: bool,
+        watch: Watch,
+    ) -> None:
         self.study, self.scorer, self.log_law, self.record, self.watch = study, scorer, log_law, record, watch
         self.finished: dict[int, Finished] = {}
         self.columns: dict[int, Columns] = {}
@@ -238,7 +257,7 @@ class _Runs:
                 self.record.save(schedule, self.finished[index])
             watch.finish(schedule, self._news(index))
 
-    def _cost(self, index: int):
+    def _cost(self, index: int) -> Cost:
         start = self.starts[index][1]
         return self.study.prices.cost(self.study.placements[index].schedule, start.first_step)
 
@@ -282,7 +301,8 @@ class _Calls(Progress):
         self.watch.advance("sampling", sum(self.prices.flops(name, rows) for rows in tick.row_counts.tolist()))
 
 
-def _ranked(study: _Study, runs: _Runs, scorer, log_law, predict) -> Search:
+def _ranked(study: _Study, runs: _Runs, predict: Callable[[Schedule], float] | None) -> Search:
+    scorer, log_law = runs.scorer, runs.log_law
     drawn, measure = bootstrap.resamples(study.num_samples), RATIO if log_law is None else EXACT
     differences = [difference_of(runs.columns[0], runs.columns[i], drawn) for i in range(len(study.placements))]
     measures = [one.measures[EXACT] if measure == EXACT else one.perplexity_ratio for one in differences]

@@ -40,13 +40,11 @@ def plot_search(found: Search, stem: Path) -> list[Path]:
 
 
 def _strips_shown(found: Search) -> list[Row]:
-    """All rows, or the best ones and those with a published shape where there are many."""
+    """All rows, or where there are many those with a published shape and the best of the others."""
     _, *others = found.rows
-    if len(others) <= MOST_STRIPS:
-        return others
-    named = sum(bool(row.shapes) for row in others)
-    best = max(1, MOST_STRIPS - named)
-    return [row for row in others if row.rank <= best or row.shapes]
+    plain = [row.rank for row in others if not row.shapes]
+    shown = set(plain[: max(0, MOST_STRIPS - len(others) + len(plain))])
+    return [row for row in others if row.shapes or row.rank in shown]
 
 
 def _draw_strips(axes, found: Search, rows: list[Row]) -> None:
