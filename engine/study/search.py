@@ -7,13 +7,13 @@ first model alone. Where it is exact, a schedule starts from the texts of anothe
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 from unmask.choose import Categorical
-from unmask.cost import Cost, Saving
+from unmask.cost import Cost
 from unmask.denoiser import Denoiser
 from unmask.progress import Progress
 from unmask.reveal import Reveal
@@ -21,88 +21,19 @@ from unmask.run import Run
 from unmask.sampler import Sampler
 from unmask.samples import decode
 from unmask.schedule import Schedule
-from unmask.study import bootstrap
-from unmask.study.bootstrap import Interval
-from unmask.study.evaluate import (
-    Columns,
-    Difference,
-    Quality,
-    TextScorer,
-    check_num_samples,
-    columns_of,
-    difference_of,
-    quality_of,
-)
+from unmask.study.evaluate import Columns, TextScorer, check_num_samples, columns_of
 from unmask.study.identity import identity
-from unmask.study.placements import Placement, shapes_of
-from unmask.study.prices import SLACK, Prices
+from unmask.study.placements import Placement
+from unmask.study.prices import Prices
+from unmask.study.ranking import EXACT, RATIO, Search, ranked
 from unmask.study.record import Finished, Record
 from unmask.study.replay import Start, Texts, sample_from, start_of
 from unmask.study.scorer import Scores
 from unmask.study.search_progress import Watch
 from unmask.timeline import Tick
 
-EXACT, RATIO = "exact_nll", "perplexity_ratio"  # what schedules are ranked by
 MAX_SCHEDULES = 512
 LogLaw = Callable[[np.ndarray], np.ndarray]
-
-
-@dataclass(frozen=True)
-class Row:
-    """A placement: its texts, how they differ from the first model's, and its price.
-
-    models: of each segment. shapes: the published ones that it has, see `unmask.study.placements`. rank: from 1, the
-    best; None for the first model alone. measure: what it is ranked by, less is better; how it compares with the first
-    model alone (see `Search.measure`), with a paired 95 % interval. predicted: extra nats per token, see
-    `unmask.study.prediction`; None without one. on_front: no other row both saves more FLOPs, without the head, and
-    measures better. saved, nfe: of whole runs of this schedule, over so many texts that chance in their reveal times
-    does not matter, see `unmask.study.prices`. seconds: of sampling, None where a part of it was
-    taken from another schedule's run.
-    """
-
-    schedule: str
-    models: tuple[str, ...]
-    shapes: tuple[str, ...]
-    rank: int | None
-    measure: Interval
-    predicted: float | None
-    on_front: bool
-    quality: Quality
-    difference: Difference
-    saved: Saving
-    nfe: Mapping[str, float]
-    seconds: float | None
-
-    def to_json(self) -> dict:
-        content = asdict(self)
-        parts = {"quality": self.quality.to_json(), "difference": self.difference.to_json()}
-        return {**content, "measure": self.measure._asdict(), **parts}
-
-
-@dataclass(frozen=True)
-class Search:
-    """Rows by rank, the first model alone before them.
-
-    measure: "exact_nll", nats per token under the data's law less those of the first model alone, or
-    "perplexity_ratio", the scorer's perplexity over that of the first model alone. calls_made: the share of the network
-    calls of whole runs that the study needs.
-    """
-
-    models: tuple[str, ...]
-    num_segments: int
-    num_samples: int
-    length: int
-    reveal: str
-    seed: int
-    choose: Categorical
-    scorer: str | None
-    measure: str
-    calls_made: float
-    rows: tuple[Row, ...]
-
-    def to_json(self) -> dict:
-        """What `unmask study search --json` prints; an interval is {"value", "low", "high"}."""
-        return {**asdict(self), "rows": [row.to_json() for row in self.rows]}
 
 
 def search(
@@ -143,7 +74,7 @@ def search(
     runs = _Runs(study, scorer, log_law, record, whole, watch)
     with watch:
         runs.run()
-    return _ranked(study, runs, predict)
+    return _found(study, runs, predict)
 
 
 class _Study:
@@ -301,58 +232,19 @@ class _Calls(Progress):
         self.watch.advance("sampling", sum(self.prices.flops(name, rows) for rows in tick.row_counts.tolist()))
 
 
-def _ranked(study: _Study, runs: _Runs, predict: Callable[[Schedule], float] | None) -> Search:
-    scorer, log_law = runs.scorer, runs.log_law
-    drawn, measure = bootstrap.resamples(study.num_samples), RATIO if log_law is None else EXACT
-    differences = [difference_of(runs.columns[0], runs.columns[i], drawn) for i in range(len(study.placements))]
-    measures = [one.measures[EXACT] if measure == EXACT else one.perplexity_ratio for one in differences]
-    if None in measures:
-        raise ValueError("scorer must score some tokens of the texts, got none; take longer texts")
+def _found(study: _Study, runs: _Runs, predict: Callable[[Schedule], float] | None) -> Search:
+    scored = [(runs.finished[index], runs.columns[index]) for index in range(len(study.placements))]
     prices = Prices.typical(study.models, study.reveal, length=study.length, seed=study.seed)
-    costs = [prices.cost(one.schedule) for one in study.placements]
-    saved = [cost.saving for cost in costs]
-    points = [(saving.without_head, found.value) for saving, found in zip(saved, measures, strict=True)]
-    front = _front(points)
-    others = sorted(range(1, len(points)), key=lambda index: (points[index][1], -points[index][0]))
-    rows = []
-    for rank, index in enumerate([0, *others]):
-        placement, finished = study.placements[index], runs.finished[index]
-        tokens = finished.texts.tokens.astype(np.int64)
-        rows.append(
-            Row(
-                schedule=str(placement),
-                models=placement.models,
-                shapes=shapes_of(placement, study.reference),
-                rank=rank or None,
-                measure=measures[index],
-                predicted=None if predict is None else predict(placement.schedule),
-                on_front=index in front,
-                quality=quality_of(tokens, runs.columns[index], finished.scores, drawn),
-                difference=differences[index],
-                saved=saved[index],
-                nfe=prices.nfe(costs[index]),
-                seconds=finished.texts.seconds,
-            )
-        )
     return Search(
-        tuple(study.models),
-        len(study.placements[0].models),
-        study.num_samples,
-        study.length,
-        str(study.reveal),
-        study.seed,
-        study.choose,
-        None if scorer is None else scorer.name,
-        measure,
-        runs.calls_made,
-        tuple(rows),
+        models=tuple(study.models),
+        num_segments=len(study.placements[0].models),
+        num_samples=study.num_samples,
+        length=study.length,
+        reveal=str(study.reveal),
+        seed=study.seed,
+        choose=study.choose,
+        scorer=None if runs.scorer is None else runs.scorer.name,
+        measure=RATIO if runs.log_law is None else EXACT,
+        calls_made=runs.calls_made,
+        rows=ranked(study.placements, scored, prices, predict),
     )
-
-
-def _front(points: Sequence[tuple[float, float]]) -> set[int]:
-    """Which of (saving, loss) no other one beats in loss and equals in saving, up to `SLACK`."""
-
-    def beaten(saving: float, loss: float) -> bool:
-        return any(other >= saving - SLACK and less < loss for other, less in points)
-
-    return {index for index, point in enumerate(points) if not beaten(*point)}

@@ -22,9 +22,10 @@ from unmask.study.importance import importance, num_batches
 from unmask.study.placements import Placement, arrangements, num_arrangements
 from unmask.study.prediction import Losses, Prediction, exposure
 from unmask.study.prices import Prices
+from unmask.study.ranking import Search
 from unmask.study.record import save_json
 from unmask.study.scorer import SMOLLM2, load_scorer, locate
-from unmask.study.search import MAX_SCHEDULES, Search, search
+from unmask.study.search import MAX_SCHEDULES, search
 from unmask.study.search_plot import plot_search
 from unmask.study.search_progress import Watch
 from unmask.study.search_report import search_table

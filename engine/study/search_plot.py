@@ -8,7 +8,7 @@ import numpy as np
 
 from unmask.study.placements import SHAPES
 from unmask.study.plots import COLOURS, FORMATS
-from unmask.study.search import EXACT, Row, Search
+from unmask.study.ranking import EXACT, Row, Search
 
 MARKERS = dict(zip(SHAPES, ("o", "^", "v", "s", "D", "X"), strict=True))
 LABELS = {EXACT: "nats per token more than {} alone", "perplexity_ratio": "perplexity / that of {} alone"}

@@ -5,7 +5,7 @@ from string import ascii_uppercase, digits
 from rich.table import Table
 
 from unmask.study.bootstrap import Interval
-from unmask.study.search import EXACT, Row, Search
+from unmask.study.ranking import EXACT, Row, Search
 
 TITLES = {"perplexity_ratio": "perplexity\n/ first", EXACT: "nats/token\n− first"}
 
