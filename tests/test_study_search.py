@@ -15,8 +15,8 @@ import pytest
 import torch
 from toys import MASK, HiddenMarkov, Toy, random_dit
 
-from unmask import Ancestral, Categorical, FirstHitting, Fixed, Order, Sampler, cli, load
-from unmask.denoiser import Batch
+from unmask import Ancestral, Categorical, FirstHitting, Fixed, LogitsDenoiser, Order, Sampler, cli, load
+from unmask.denoiser import Batch, DenoiserSpec
 from unmask.study import search_command
 from unmask.study.placements import Placement, arrangements
 from unmask.study.prices import Prices
@@ -208,7 +208,7 @@ def test_texts_have_the_bits_of_whole_runs(name, tmp_path):
         assert np.array_equal(texts.tokens, whole.tokens) and np.array_equal(texts.logprobs, whole.logprobs)
         assert np.array_equal(prices.reveal_step, whole.reveal_step)
         assert prices.cost(placement.schedule) == whole.stats.cost == sampler.plan(num, 16, seed=7).cost
-    assert (found.calls_made < 0.8) == isinstance(reveal, Ancestral)
+    assert (found.calls_needed < 0.8) == isinstance(reveal, Ancestral)
     assert all((row.seconds is None) == (isinstance(reveal, Ancestral) and row.rank is not None) for row in found.rows)
 
 
@@ -233,11 +233,22 @@ def test_the_28_placements_take_half_of_the_calls():
         found = search(models, placements, **options, whole=whole)
         made.append(sum(model.num_events for model in models.values()) - before)
         assert all(row.seconds is not None for row in found.rows) == whole
-    assert made[0] / made[1] == pytest.approx(found.calls_made, abs=1e-9)
+    assert made[0] / made[1] == pytest.approx(found.calls_needed, abs=1e-9)
     edges = len(
         {tuple(one.models[: i + 1]) for one in placements for i in range(8)} | {("heavy",) * (i + 1) for i in range(8)}
     )
     assert made[0] / made[1] == pytest.approx(edges / (29 * 8), abs=0.02) and made[0] / made[1] < 0.55
+
+
+def test_models_of_unknown_price():
+    """A foreign model may not say how large it is; then nothing is saved, and the rest works."""
+    spec = DenoiserSpec("foreign", 9, MASK, 1, 0, 1, 1, 8)
+    heavy = LogitsDenoiser(lambda tokens: torch.zeros(*tokens.shape, 9), spec)
+    light = LogitsDenoiser(lambda tokens: tokens[..., None] * torch.arange(9.0) / 9, spec)
+    placements = list(arrangements("heavy", {"light": 1}, 2))
+    options = {"num_samples": 4, "length": 8, "reveal": Ancestral(4), "log_law": uniform}
+    found = search({"heavy": heavy, "light": light}, placements, **options)
+    assert len(found.rows) == 3 and all(row.saved.without_head == 0 for row in found.rows)
 
 
 def test_a_text_without_a_differing_event_does_its_last_one_again():

@@ -55,8 +55,8 @@ class Search:
     """Rows by rank, the first model alone before them.
 
     measure: "exact_nll", nats per token under the data's law less those of the first model alone, or
-    "perplexity_ratio", the scorer's perplexity over that of the first model alone. calls_made: the share of the network
-    calls of whole runs that the study needs.
+    "perplexity_ratio", the scorer's perplexity over that of the first model alone. calls_needed: the share of the
+    network calls of whole runs that suffices for the study.
     """
 
     models: tuple[str, ...]
@@ -68,7 +68,7 @@ class Search:
     choose: Categorical
     scorer: str | None
     measure: str
-    calls_made: float
+    calls_needed: float
     rows: tuple[Row, ...]
 
     def to_json(self) -> dict:

@@ -175,8 +175,7 @@ class _Runs:
         study, watch = self.study, self.watch
         flops = sum(self._cost(index).total.total for index in self.starts)
         texts = 0 if self.scorer is None else len(self.starts) * study.num_samples
-        work = {"sampling": flops, "scoring": texts}
-        watch.start(len(study.placements), len(self.finished), {name: size for name, size in work.items() if size})
+        watch.start(len(study.placements), len(self.finished), {"sampling": flops, "scoring": texts})
         for index, (source, start) in self.starts.items():
             schedule = str(study.placements[index])
             before = None if source is None else self.finished[source].texts
@@ -193,8 +192,8 @@ class _Runs:
         return self.study.prices.cost(self.study.placements[index].schedule, start.first_step)
 
     @property
-    def calls_made(self) -> float:
-        """Network calls of the study, with what was recorded counted as if done now, by those of whole runs."""
+    def calls_needed(self) -> float:
+        """Network calls of the study, if nothing was recorded and nothing is run whole, by those of whole runs."""
         study, done, made = self.study, [], 0
         for models in study.steps_models:
             start = start_of(study.reveal, study.steps, models, done)
@@ -245,6 +244,6 @@ def _found(study: _Study, runs: _Runs, predict: Callable[[Schedule], float] | No
         choose=study.choose,
         scorer=None if runs.scorer is None else runs.scorer.name,
         measure=RATIO if runs.log_law is None else EXACT,
-        calls_made=runs.calls_made,
+        calls_needed=runs.calls_needed,
         rows=ranked(study.placements, scored, prices, predict),
     )
