@@ -15,8 +15,7 @@ from toys import Toy
 
 from unmask import Ancestral, FirstHitting, load
 from unmask.samples import decode
-from unmask.study import bootstrap, distance
-from unmask.study import cli as study
+from unmask.study import bootstrap, commands, distance, evaluate_command
 from unmask.study.distance import Mauve, mauve_area
 from unmask.study.embedder import Embedder, Embeddings, load_embedder, locate
 from unmask.study.evaluate import evaluate
@@ -322,18 +321,18 @@ def speeches(tmp_path_factory):
 
 def test_reference_windows_are_others_and_lie_between(speeches, pair):
     tokenizer = pair["heavy"].tokenizer
-    every = study._windows(speeches, 0.5, tokenizer, 12, 20).tolist()
-    rows, reference = study._real_text(speeches, 0.5, tokenizer, 12, 10, True)
+    every = commands.heldout_windows(speeches, 0.5, tokenizer, 12, 20).tolist()
+    rows, reference = evaluate_command._real_text(speeches, 0.5, tokenizer, 12, 10, True)
     assert rows.tolist() == every[::2] and reference.tolist() == every[1::2]
-    alone, nothing = study._real_text(speeches, 0.5, tokenizer, 12, 20, False)
+    alone, nothing = evaluate_command._real_text(speeches, 0.5, tokenizer, 12, 20, False)
     assert alone.tolist() == every and nothing is None
 
 
 @clusters
 def test_the_command_shows_distances(speeches, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(study, "locate_embedder", lambda source: source)
-    monkeypatch.setattr(study, "load_embedder", lambda source: Counting())
+    monkeypatch.setattr(evaluate_command, "locate_embedder", lambda source: source)
+    monkeypatch.setattr(evaluate_command, "load_embedder", lambda source: Counting())
     data = "--data", speeches, "--heldout-share", 0.5, "--embedder", "some/encoder"
     assert run(monkeypatch, *OPTIONS, "-n", 10, *data) == 0
     shown = capsys.readouterr()
@@ -354,7 +353,7 @@ def test_the_command_shows_distances(speeches, monkeypatch, capsys):
 )
 def test_the_command_names_a_missing_package(missing, message, monkeypatch, capsys):
     if missing == "sklearn":
-        monkeypatch.setattr(study, "locate_embedder", lambda source: source)
+        monkeypatch.setattr(evaluate_command, "locate_embedder", lambda source: source)
     monkeypatch.setitem(sys.modules, missing, None)
     assert run(monkeypatch, *OPTIONS, "--embedder", "minilm") == 2
     shown = capsys.readouterr()

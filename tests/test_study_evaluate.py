@@ -14,8 +14,7 @@ from rich.console import Console
 from toys import HiddenMarkov, Toy
 
 from unmask import Ancestral, Categorical, FirstHitting, Sampler, cli, load, metrics
-from unmask.study import bootstrap, scorer
-from unmask.study import cli as study
+from unmask.study import bootstrap, commands, scorer
 from unmask.study.bootstrap import MIN_UNITS
 from unmask.study.evaluate import columns_of, difference_of, evaluate
 from unmask.study.law import output_law
@@ -317,14 +316,14 @@ def test_a_trigram_scores_token_ids():
         num_samples=10,
         length=4,
         reveal=FirstHitting(),
-        scorer=TrigramScorer(trigram),
+        scorer=TrigramScorer(trigram, 300),
         heldout_windows=real,
         on_samples=runs.__setitem__,
     )
     for quality, tokens in ((found.rows["a"].quality, runs["a"].tokens.numpy()), (found.heldout, real)):
         assert quality.measures["nll"].value == pytest.approx(trigram.nats(tokens).mean())
         assert quality.num_scored == 40 and quality.num_cut == 0
-    assert found.scorer == "trigram"
+    assert found.scorer == "a trigram counted on 300 tokens"
 
 
 class Causal(torch.nn.Module):
@@ -495,7 +494,7 @@ def test_the_command_scores_with_a_trigram_of_the_training_part(texts, tmp_path,
     windows = heldout.windows(12)
     real = Trigram.fit(train.ids, pair["heavy"].spec.vocab_size).nats(windows[np.arange(10) * len(windows) // 10])
     assert found["heldout"]["measures"]["nll"]["value"] == pytest.approx(real.mean())
-    assert found["scorer"] == "trigram" and found["choose"]["temperature"] == 0.5
+    assert found["scorer"].startswith("a trigram counted on") and found["choose"]["temperature"] == 0.5
     assert captured.err.splitlines()[-1] == "scoring: 20/20"
     assert any(line.startswith("sampled heavy: 10 texts in ") for line in captured.err.splitlines())
     runs = {}
@@ -515,8 +514,8 @@ def test_the_command_scores_with_a_trigram_of_the_training_part(texts, tmp_path,
 
 def test_lines_of_progress_are_few(monkeypatch, capsys):
     times = iter([0.0, 3.0, 11.0, 11.0, 12.0, 20.0])
-    monkeypatch.setattr(study.time, "perf_counter", lambda: next(times))
-    with study._phases() as follow:
+    monkeypatch.setattr(commands.time, "perf_counter", lambda: next(times))
+    with commands.phases() as follow:
         for done in (1, 2, 3, 1000):
             follow("sampling", done, 1000)
     assert capsys.readouterr().err.splitlines() == ["sampling: 2/1,000", "sampling: 1,000/1,000"]
@@ -524,8 +523,8 @@ def test_lines_of_progress_are_few(monkeypatch, capsys):
 
 def test_the_command_shows_what_a_scorer_says(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "160")
-    monkeypatch.setattr(study, "locate", lambda source: None)
-    monkeypatch.setattr(study, "load_scorer", lambda source, dtype: Lengths())
+    monkeypatch.setattr(commands, "locate", lambda source: None)
+    monkeypatch.setattr(commands, "load_scorer", lambda source, dtype: Lengths())
     options = "-n", 10, "--length", 8, "--reveal", "first-hitting", "--data", "none", "--scorer", "some/model"
     assert run(monkeypatch, "--schedule", "heavy", "--schedule", "light", *options) == 0
     shown = capsys.readouterr().out

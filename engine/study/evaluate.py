@@ -221,7 +221,7 @@ def evaluate(
         mauves, distance = _mauves(embedder, texts, reference_windows, sampler.tokenizer, drawn, follow)
     qualities = {}
     for label, tokens in texts.items():
-        quality = _quality(tokens, columns[label], scores.get(label), drawn)
+        quality = quality_of(tokens, columns[label], scores.get(label), drawn)
         qualities[label] = _with_mauve(quality, mauves[label].interval() if mauves else None)
     rows = {}
     for label, samples in runs.items():
@@ -274,7 +274,7 @@ def difference_of(first: Columns, other: Columns, drawn: np.ndarray) -> Differen
     return Difference(measures, bootstrap.of_sums(ratio, pairs["nll"], drawn) if "nll" in pairs else None)
 
 
-def _quality(tokens: np.ndarray, columns: Columns, scores: Scores | None, drawn: np.ndarray) -> Quality:
+def quality_of(tokens: np.ndarray, columns: Columns, scores: Scores | None, drawn: np.ndarray) -> Quality:
     return Quality(
         {name: bootstrap.of_sums(statistic(name), pair, drawn) for name, pair in columns.items()},
         {n: metrics.distinct(tokens, n) for n in DISTINCT if tokens.shape[1] >= n},

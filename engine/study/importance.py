@@ -16,6 +16,7 @@ from unmask.denoiser import Batch, Denoiser, check_compatible
 from unmask.kernels import divergence, sample_head
 from unmask.run import drawable
 from unmask.study.bootstrap import Interval, of_ratio, resamples
+from unmask.study.identity import identity
 from unmask.workspace import Workspace
 
 
@@ -37,13 +38,15 @@ class Bin:
 
 @dataclass(frozen=True)
 class Importance:
-    """Bins of rising mask rate. Intervals are 95 %, by bootstrap over windows of the text."""
+    """Bins of rising mask rate. Intervals are 95 %, by bootstrap over windows of the text. identities: by model, see
+    `unmask.study.identity`."""
 
     models: tuple[str, ...]
     num_windows: int
     length: int
     draws: int
     bins: tuple[Bin, ...]
+    identities: Mapping[str, dict]
 
     def to_json(self) -> dict:
         """What `unmask study importance --json` prints; an interval is {"value", "low", "high"}."""
@@ -110,7 +113,8 @@ def importance(
                 compare.add(windows[part], masks[part], sums, part)
                 on_batch()
         found.append(_summary(tuple(models), index / bins, (index + 1) / bins, sums, drawn))
-    return Importance(tuple(models), len(windows), length, draws, tuple(found))
+    identities = {name: identity(model) for name, model in models.items()}
+    return Importance(tuple(models), len(windows), length, draws, tuple(found), identities)
 
 
 def num_batches(num_windows: int, bins: int, draws: int, batch_size: int = 16) -> int:

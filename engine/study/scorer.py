@@ -43,13 +43,14 @@ class TrigramScorer:
     """The exact −log p of token ids under a trigram; it needs no download and no decoding, and knows no more than
     three words of a text at a time.
 
-    Every token is scored: the first and the second of a text by the lower orders.
+    Every token is scored: the first and the second of a text by the lower orders. num_tokens: how many it was counted
+    on, which tells it from others by name.
     """
 
-    name, reads_ids = TRIGRAM, True
+    reads_ids = True
 
-    def __init__(self, trigram: Trigram) -> None:
-        self.trigram = trigram
+    def __init__(self, trigram: Trigram, num_tokens: int) -> None:
+        self.trigram, self.name = trigram, f"a trigram counted on {num_tokens:,} tokens"
 
     def score(self, texts: np.ndarray, on_text: Callable[[], object] = lambda: None) -> Scores:
         """The scores of texts of token ids, int64 [S, L]; `on_text` is called after each one."""

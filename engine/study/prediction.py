@@ -1,0 +1,123 @@
+"""What will a schedule cost in quality? Predicted from the losses of its models by mask rate, without sampling.
+
+The tokens that step k reveals have cross-entropy loss(model of step k, state at its start) under the schedule. Summed
+over the steps and averaged over texts of the data, masked as the reveal policy masks them, this is the schedule's
+variational bound on -log p(text): the bound of the masked diffusion whose step k is that model. So
+
+    extra(schedule) = sum over steps k, bins b of exposure[k, b] * (loss[model of k][b] - loss[first model][b])
+
+is exactly how much higher the schedule's bound is than that of the first model alone, in nats per token, up to the
+width of the bins and the noise of the losses. exposure[k, b] is the share of a text's tokens that step k reveals
+from a state in bin b. In the limit of many linear steps a token is revealed at a uniformly random time, and the sum
+is the integral of the loss gap over the times of the lighter models.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from unmask.denoiser import Denoiser
+from unmask.reveal import Ancestral, FirstHitting, Fixed, Reveal
+from unmask.schedule import Schedule
+from unmask.study.identity import first_difference, identity
+from unmask.study.importance import Importance
+
+STEPS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class Losses:
+    """Cross-entropy of each model by mask rate, float64 [B] nats per masked token; bin b holds the rates above b / B
+    and up to (b + 1) / B."""
+
+    of: Mapping[str, np.ndarray]
+
+    @classmethod
+    def measured(cls, found: Importance) -> "Losses":
+        return cls({name: np.array([one.loss[name].value for one in found.bins]) for name in found.models})
+
+    @classmethod
+    def read(cls, path: Path, models: Mapping[str, Denoiser]) -> "Losses":
+        """From the JSON of `unmask study importance`. Raises ValueError for a file of other models or of another kind,
+        OSError for one that cannot be read."""
+        wanted = f"importance must be a file of unmask study importance, got {str(path)!r}"
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            bins, identities = content["bins"], content["identities"]
+            losses = {name: np.array([float(one["loss"][name]["value"]) for one in bins]) for name in content["models"]}
+        except KeyError as error:
+            raise ValueError(f"{wanted}, which lacks {error}; make it again with this version") from error
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"{wanted}, which is damaged or something else") from error
+        missing = [name for name in models if name not in losses]
+        if missing:
+            raise ValueError(f"importance must be of the models {', '.join(models)}, got {', '.join(losses)} in {path}")
+        for name, model in models.items():
+            other = first_difference(identities.get(name), identity(model))
+            if other:
+                place, theirs, ours = other
+                raise ValueError(
+                    f"importance must be of the same models, got another {name!r} in {path}: "
+                    f"{place or 'it'} is {theirs} there and {ours} here"
+                )
+        if not all(len(loss) and np.isfinite(loss).all() for loss in losses.values()):
+            raise ValueError(f"{wanted}, which lacks losses or has some that are no numbers")
+        return cls({name: losses[name] for name in models})
+
+
+class Prediction:
+    """Extra loss of schedules against the first of `losses`; see the module."""
+
+    def __init__(self, losses: Losses, reveal: Reveal, length: int) -> None:
+        first, *_ = losses.of.values()
+        exposed = exposure(reveal, length, len(first))
+        # Cumulative over steps, so that a schedule costs a look at the ends of its segments.
+        self._extra = {
+            name: np.concatenate([[0.0], (exposed @ (loss - first)).cumsum()]) for name, loss in losses.of.items()
+        }
+        self._num_steps = len(exposed)
+
+    def of(self, schedule: Schedule) -> float:
+        """Nats per token."""
+        segments = schedule.assign(self._num_steps)
+        return float(sum(self._extra[name][stop] - self._extra[name][start] for name, start, stop in segments))
+
+
+def exposure(reveal: Reveal, length: int, num_bins: int) -> np.ndarray:
+    """The share of a text's tokens that each step reveals from a state in each bin of mask rates, float64 [N, B].
+
+    A token that is revealed has `length` - 1 others, of which a planned policy has revealed some at random; the state
+    counts the token itself as masked. Raises ValueError for a policy that reveals positions in an order of its own: the
+    losses are those of random positions.
+    """
+    bins = (np.arange(1, length + 1) * num_bins - 1) // length  # of n = 1 ... length masked positions
+    if isinstance(reveal, Ancestral):
+        rates = reveal.mask_rates
+        shares, found = -np.diff(rates), np.zeros((len(rates) - 1, num_bins))
+        for start in range(0, len(shares), STEPS_AT_ONCE):
+            part = slice(start, start + STEPS_AT_ONCE)
+            chances = _binomial(length - 1, rates[:-1][part])
+            first_of_bin = np.flatnonzero(np.diff(bins, prepend=-1))
+            found[part, bins[first_of_bin]] = np.add.reduceat(chances, first_of_bin, axis=1)
+        return found * shares[:, None]
+    if isinstance(reveal, FirstHitting | Fixed):
+        steps = reveal.num_steps(length)
+        ends = length * np.arange(steps + 1) // steps
+        found = np.zeros((steps, num_bins))
+        used = np.flatnonzero(np.diff(ends))
+        found[used, bins[length - ends[used] - 1]] = np.diff(ends)[used] / length
+        return found
+    raise ValueError(f"reveal must be ancestral, first-hitting or fixed for a prediction, got {str(reveal)!r}")
+
+
+def _binomial(number: int, rates: np.ndarray) -> np.ndarray:
+    """P(k of `number`), float64 [rates, number + 1], of rates in (0, 1]."""
+    k = np.arange(number + 1)
+    logs = np.concatenate([[0.0], np.log(np.arange(1, number + 1)).cumsum()])
+    choose = logs[number] - logs[k] - logs[::-1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        none = np.where(k == number, 0.0, (number - k) * np.log1p(-rates)[:, None])  # 0 * log 0 is 0
+    return np.exp(choose + k * np.log(rates)[:, None] + none)
