@@ -15,7 +15,7 @@ from unmask.study.budget import best_predicted, every_placement
 from unmask.study.identity import identity
 from unmask.study.importance import importance
 from unmask.study.placements import Placement
-from unmask.study.prediction import Losses, Prediction, exposure
+from unmask.study.prediction import Losses, Prediction, _of_models, exposure
 from unmask.study.prices import Prices
 
 NUM_IDS, LENGTH = 3, 4
@@ -130,6 +130,34 @@ def test_measured_losses_predict_the_bound(models):
         assert predict(Placement(segments).schedule) == pytest.approx(exact, abs=0.02)
 
 
+def test_intervals_of_predictions_cover_the_exact_value(models):
+    """In 60 studies of 200 windows; and the spread of the predictions is the one that each study tells."""
+    exact_losses, law = loss_of_masks(models), np.exp(models["heavy"].log_law(SEQUENCES))
+    placements = [("light", "heavy", "tiny", "heavy"), ("heavy", "light", "light", "tiny")]
+    alone = ancestral_bound(exact_losses, Ancestral(8).mask_rates, ["heavy"] * 8)
+    found, exact = {one: [] for one in placements}, {}
+    for one in placements:
+        exact[one] = ancestral_bound(exact_losses, Ancestral(8).mask_rates, np.repeat(one, 2)) - alone
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        windows = models["heavy"].ids[SEQUENCES[rng.choice(len(law), 200, p=law / law.sum())]]
+        measured = importance(models, windows, bins=LENGTH, batch_size=200, seed=seed)
+        prediction = Prediction(Losses.measured(measured), Ancestral(8), LENGTH)
+        for one in placements:
+            found[one].append(prediction.interval(Placement(one).schedule))
+    for one, intervals in found.items():
+        values, lows, highs = map(np.array, zip(*intervals, strict=True))
+        assert 52 <= ((lows <= exact[one]) & (exact[one] <= highs)).sum() <= 60
+        assert ((highs - lows) / 2 / 1.96).mean() == pytest.approx(values.std(ddof=1), rel=0.25)
+
+
+def test_exact_losses_have_no_spread(models):
+    losses = loss_of_masks(models)
+    prediction = Prediction(Losses({name: by_count(losses, name) for name in NAMES}), FirstHitting(), LENGTH)
+    found = prediction.interval(Placement(("light", "heavy")).schedule)
+    assert found.low == found.value == found.high == prediction.of(Placement(("light", "heavy")).schedule) > 0
+
+
 # ---- The budget ----
 
 
@@ -192,6 +220,16 @@ def test_a_file_gives_the_losses_that_were_measured(models, file):
     found = Losses.read(path, {name: models[name] for name in ("heavy", "tiny")})
     assert list(found.of) == ["heavy", "tiny"]
     assert found.of["tiny"].tolist() == [one["loss"]["tiny"]["value"] for one in content["bins"]]
+    assert np.array_equal(found.gap_covariance, np.array(content["gap_covariance"])[2:, 2:])
+
+
+def test_a_file_serves_another_order_of_its_models(models):
+    windows, names = models["heavy"].ids[SEQUENCES[:60]], ("tiny", "heavy", "light")
+    others = {name: models[name] for name in names}
+    measured, again = (importance(each, windows, bins=2, batch_size=60) for each in (models, others))
+    found = _of_models(measured.gap_covariance, list(NAMES), list(names))
+    assert found == pytest.approx(again.gap_covariance)
+    assert np.linalg.eigvalsh(found).min() > -1e-12 and found.any()
 
 
 @pytest.mark.parametrize(
@@ -199,6 +237,8 @@ def test_a_file_gives_the_losses_that_were_measured(models, file):
     [
         (lambda content: content.pop("identities"), "which lacks 'identities'; make it again"),
         (lambda content: content.update(bins=[]), "lacks losses"),
+        (lambda content: content["gap_covariance"].pop(), "gap_covariance is not that of its bins"),
+        (lambda content: content["bins"][0]["loss"]["light"].update(value=float("inf")), "lacks losses"),
         (lambda content: content["bins"][0]["loss"]["light"].update(value="much"), "damaged or something else"),
         (
             lambda content: content.update(models=["heavy", "tiny"]),

@@ -528,7 +528,11 @@ def test_a_budget_is_predicted_and_verified(scored, texts, tmp_path, monkeypatch
     budget = (*SMALL, *data, "--segments", 3, "--saving", 0.25, "--verify", 2, "--json")
     assert run(monkeypatch, *budget, "--windows", 2, "--out", tmp_path / "spot") == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
-    assert len(rows) == 3 and rows[0]["predicted"] == 0 and all(row["saved"]["without_head"] > 0.24 for row in rows[1:])
+    assert (
+        len(rows) == 3
+        and rows[0]["predicted"]["value"] == 0
+        and all(row["saved"]["without_head"] > 0.24 for row in rows[1:])
+    )
     importance = *data, "--length", 12, "--windows", 3, "--bins", 4, "--out", tmp_path / "imp"
     monkeypatch.setattr("sys.argv", ["unmask", "study", "importance", *map(str, importance)])
     with pytest.raises(SystemExit):

@@ -6,7 +6,7 @@ step: the network does not see the step, and so the curve holds for any number o
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
@@ -39,7 +39,8 @@ class Bin:
 @dataclass(frozen=True)
 class Importance:
     """Bins of rising mask rate. Intervals are 95 %, by bootstrap over windows of the text. identities: by model, see
-    `unmask.study.identity`."""
+    `unmask.study.identity`. gap_covariance: of the gaps, of each model but the first in turn and each bin, float64
+    [(models - 1) bins] squared, as windows vary."""
 
     models: tuple[str, ...]
     num_windows: int
@@ -47,6 +48,7 @@ class Importance:
     draws: int
     bins: tuple[Bin, ...]
     identities: Mapping[str, dict]
+    gap_covariance: np.ndarray = field(compare=False)
 
     def to_json(self) -> dict:
         """What `unmask study importance --json` prints; an interval is {"value", "low", "high"}."""
@@ -54,6 +56,7 @@ class Importance:
         for line, one in zip(content["bins"], self.bins, strict=True):
             for name in ("loss", "gap", "kl"):
                 line[name] = {model: interval._asdict() for model, interval in getattr(one, name).items()}
+        content["gap_covariance"] = [[float(f"{value:.6g}") for value in row] for row in self.gap_covariance]
         return content
 
 
@@ -64,6 +67,14 @@ class _Sums:
     losses: np.ndarray
     kl: np.ndarray
     counts: np.ndarray
+
+    @property
+    def residuals(self) -> np.ndarray:
+        """How far each window moves the gap of each model but the first, float64 [models - 1, W]: the linear part of a
+        ratio of sums."""
+        more = self.losses[1:] - self.losses[0]
+        gaps = more.sum(1, keepdims=True) / self.counts.sum()
+        return (more - gaps * self.counts) / self.counts.mean()
 
     @classmethod
     def zeros(cls, num_models: int, num_windows: int) -> "_Sums":
@@ -102,7 +113,7 @@ def importance(
         raise ValueError(f"bins must be from 1 to the {length} positions of a window, got {bins}")
     compare = _Comparison(models, batch_size, length)
     drawn = resamples(len(windows))
-    found = []
+    found, residuals = [], []
     for index in range(bins):
         # Each bin has its own generator: its masks do not depend on how many bins came before.
         rng, sums = np.random.default_rng([seed, bins, index]), _Sums.zeros(len(models), len(windows))
@@ -113,8 +124,11 @@ def importance(
                 compare.add(windows[part], masks[part], sums, part)
                 on_batch()
         found.append(_summary(tuple(models), index / bins, (index + 1) / bins, sums, drawn))
+        residuals.append(sums.residuals)
     identities = {name: identity(model) for name, model in models.items()}
-    return Importance(tuple(models), len(windows), length, draws, tuple(found), identities)
+    each = np.concatenate(np.stack(residuals, 1))  # [(models - 1) bins, W]
+    covariance = each @ each.T / max(1, len(windows) - 1) / len(windows)
+    return Importance(tuple(models), len(windows), length, draws, tuple(found), identities, covariance)
 
 
 def num_batches(num_windows: int, bins: int, draws: int, batch_size: int = 16) -> int:

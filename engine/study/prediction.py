@@ -22,22 +22,26 @@ import numpy as np
 from unmask.denoiser import Denoiser
 from unmask.reveal import Ancestral, FirstHitting, Fixed, Reveal
 from unmask.schedule import Schedule
+from unmask.study.bootstrap import Interval
 from unmask.study.identity import first_difference, identity
 from unmask.study.importance import Importance
 
 STEPS_AT_ONCE = 4096
+QUANTILE = 1.96  # of the normal law, both sides of 95 %
 
 
 @dataclass(frozen=True, eq=False)
 class Losses:
     """Cross-entropy of each model by mask rate, float64 [B] nats per masked token; bin b holds the rates above b / B
-    and up to (b + 1) / B."""
+    and up to (b + 1) / B. gap_covariance: as of `Importance`; None for losses that are known exactly."""
 
     of: Mapping[str, np.ndarray]
+    gap_covariance: np.ndarray | None = None
 
     @classmethod
     def measured(cls, found: Importance) -> "Losses":
-        return cls({name: np.array([one.loss[name].value for one in found.bins]) for name in found.models})
+        losses = {name: np.array([one.loss[name].value for one in found.bins]) for name in found.models}
+        return cls(losses, found.gap_covariance)
 
     @classmethod
     def read(cls, path: Path, models: Mapping[str, Denoiser]) -> "Losses":
@@ -48,6 +52,7 @@ class Losses:
             content = json.loads(path.read_text(encoding="utf-8"))
             bins, identities = content["bins"], content["identities"]
             losses = {name: np.array([float(one["loss"][name]["value"]) for one in bins]) for name in content["models"]}
+            covariance = np.array(content["gap_covariance"], dtype=np.float64)
         except KeyError as error:
             raise ValueError(f"{wanted}, which lacks {error}; make it again with this version") from error
         except (ValueError, TypeError, AttributeError) as error:
@@ -65,7 +70,19 @@ class Losses:
                 )
         if not all(len(loss) and np.isfinite(loss).all() for loss in losses.values()):
             raise ValueError(f"{wanted}, which lacks losses or has some that are no numbers")
-        return cls({name: losses[name] for name in models})
+        others = (len(losses) - 1) * len(bins)
+        if covariance.shape != (others, others) or not np.isfinite(covariance).all():
+            raise ValueError(f"{wanted}, whose gap_covariance is not that of its bins")
+        return cls({name: losses[name] for name in models}, _of_models(covariance, list(losses), list(models)))
+
+
+def _of_models(covariance: np.ndarray, known: list[str], wanted: list[str]) -> np.ndarray:
+    """The covariance of the gaps to the first of `wanted`, from that of the gaps to the first of `known`."""
+    size = len(covariance) // (len(known) - 1)
+    whole = np.pad(covariance, (size, 0))  # the first one's gap to itself is known
+    take = np.kron(np.eye(len(known))[[known.index(name) for name in wanted]], np.eye(size))
+    less = take[size:] - np.tile(take[:size], (len(wanted) - 1, 1))
+    return less @ whole @ less.T
 
 
 class Prediction:
@@ -73,17 +90,32 @@ class Prediction:
 
     def __init__(self, losses: Losses, reveal: Reveal, length: int) -> None:
         first, *_ = losses.of.values()
+        self._gaps = {name: loss - first for name, loss in losses.of.items()}
+        self._covariance = losses.gap_covariance
         exposed = exposure(reveal, length, len(first))
         # Cumulative over steps, so that a schedule costs a look at the ends of its segments.
-        self._extra = {
-            name: np.concatenate([[0.0], (exposed @ (loss - first)).cumsum()]) for name, loss in losses.of.items()
-        }
+        self._exposed = np.concatenate([np.zeros((1, len(first))), exposed.cumsum(0)])
         self._num_steps = len(exposed)
 
     def of(self, schedule: Schedule) -> float:
         """Nats per token."""
-        segments = schedule.assign(self._num_steps)
-        return float(sum(self._extra[name][stop] - self._extra[name][start] for name, start, stop in segments))
+        return float(sum(part @ self._gaps[name] for name, part in self._parts(schedule).items()))
+
+    def interval(self, schedule: Schedule) -> Interval:
+        """`of` with its 95 % interval as windows of the text vary, by their normal limit."""
+        value, spread = self.of(schedule), 0.0
+        if self._covariance is not None:
+            _, *others = self._gaps
+            weights = np.concatenate([self._parts(schedule)[name] for name in others])
+            spread = float(QUANTILE * np.sqrt(weights @ self._covariance @ weights))
+        return Interval(value, value - spread, value + spread)
+
+    def _parts(self, schedule: Schedule) -> dict[str, np.ndarray]:
+        """The share of a text's tokens that each model writes in each bin, float64 [B] by name."""
+        found = {name: np.zeros(self._exposed.shape[1]) for name in self._gaps}
+        for name, start, stop in schedule.assign(self._num_steps):
+            found[name] += self._exposed[stop] - self._exposed[start]
+        return found
 
 
 def exposure(reveal: Reveal, length: int, num_bins: int) -> np.ndarray:

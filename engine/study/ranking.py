@@ -36,7 +36,7 @@ class Row:
     shapes: tuple[str, ...]
     rank: int | None
     measure: Interval
-    predicted: float | None
+    predicted: Interval | None
     on_front: bool
     quality: Quality
     difference: Difference
@@ -47,7 +47,8 @@ class Row:
     def to_json(self) -> dict:
         content = asdict(self)
         parts = {"quality": self.quality.to_json(), "difference": self.difference.to_json()}
-        return {**content, "measure": self.measure._asdict(), **parts}
+        predicted = self.predicted and self.predicted._asdict()
+        return {**content, "measure": self.measure._asdict(), "predicted": predicted, **parts}
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def ranked(
     placements: Sequence[Placement],
     scored: Sequence[tuple[Finished, Columns]],
     prices: Prices,
-    predict: Callable[[Schedule], float] | None,
+    predict: Callable[[Schedule], Interval] | None,
 ) -> tuple[Row, ...]:
     """The rows of a search. placements: the first model alone, then the others; `scored` has their texts and measures.
 

@@ -21,6 +21,7 @@ from unmask.run import Run
 from unmask.sampler import Sampler
 from unmask.samples import decode
 from unmask.schedule import Schedule
+from unmask.study.bootstrap import Interval
 from unmask.study.evaluate import Columns, TextScorer, check_num_samples, columns_of
 from unmask.study.identity import identity
 from unmask.study.placements import Placement
@@ -48,7 +49,7 @@ def search(
     max_batch: int = 16,
     scorer: TextScorer | None = None,
     log_law: LogLaw | None = None,
-    predict: Callable[[Schedule], float] | None = None,
+    predict: Callable[[Schedule], Interval] | None = None,
     folder: Path | None = None,
     whole: bool = False,
     watch: Watch | None = None,
@@ -57,7 +58,7 @@ def search(
 
     models: by name; the first, alone at all steps, is what the others are compared with and always part of the study.
     placements: of equally many segments. scorer: ranks by perplexity; log_law: log p [S] of token ids [S, L], ranks by
-    exact loss where the data's law is known. predict: extra loss of a schedule, such as `Prediction.of`. folder: where
+    exact loss where the data's law is known. predict: extra loss of a schedule, as `Prediction.interval`. folder: where
     finished schedules are kept; what it holds of the same search is not done again. whole: run every schedule from its
     first step, which takes longer and tells the seconds of each.
 
@@ -231,7 +232,7 @@ class _Calls(Progress):
         self.watch.advance("sampling", sum(self.prices.flops(name, rows) for rows in tick.row_counts.tolist()))
 
 
-def _found(study: _Study, runs: _Runs, predict: Callable[[Schedule], float] | None) -> Search:
+def _found(study: _Study, runs: _Runs, predict: Callable[[Schedule], Interval] | None) -> Search:
     scored = [(runs.finished[index], runs.columns[index]) for index in range(len(study.placements))]
     prices = Prices.typical(study.models, study.reveal, length=study.length, seed=study.seed)
     return Search(

@@ -153,17 +153,17 @@ def search_command(
     models = load_models(named_sources(model), dtype, device, tokenizer)
     check_compatible(models)
     length = longest(models) if length is None else length
-    predict = None
+    prediction = None
     if saving is not None or importance_file is not None:
         exposure(policy, length, 1)  # refuses a policy that nothing can be predicted of
         if importance_file is None:
             losses = _measured(models, heldout_windows(data, heldout_share, tokenizer_of(models), length, windows))
         else:
             losses = Losses.read(importance_file, models)
-        predict = Prediction(losses, policy, length).of
+        prediction = Prediction(losses, policy, length)
     if saving is not None:
         prices = Prices.typical(models, policy, length=length, seed=seed)
-        placements = best_predicted(placements, prices, predict, saving=saving, number=verify)
+        placements = best_predicted(placements, prices, prediction.of, saving=saving, number=verify)
     out.mkdir(exist_ok=True)
     found = search(
         models,
@@ -175,7 +175,7 @@ def search_command(
         choose=Categorical(temperature),
         max_batch=max_batch,
         scorer=load_reader(scorer, data, heldout_share, models, reader_dtype),
-        predict=predict,
+        predict=prediction and prediction.interval,
         folder=out,
         whole=whole,
         watch=Watch.on_stderr(),

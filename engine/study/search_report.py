@@ -28,7 +28,7 @@ def search_table(found: Search) -> Table:
     table.add_column("shape", min_width=11, max_width=14)
     table.add_column(TITLES[found.measure], justify="right", no_wrap=True)
     if predicted:
-        table.add_column("predicted\nnats", justify="right")
+        table.add_column("predicted\nnats/token", justify="right", no_wrap=True)
     for title in ("entropy\n", "dis-\ntinct-2", "FLOPs\nsaved", "without\nhead"):
         table.add_column(title, justify="right", no_wrap=True)
     for row in found.rows:
@@ -36,7 +36,7 @@ def search_table(found: Search) -> Table:
         place = ("–" if first else str(row.rank)) + ("*" if row.on_front else " ")
         cells = [place, "".join(letters[name] for name in row.models), ", ".join(row.shapes)]
         cells.append("" if first else _skewed(row.measure))
-        cells += [f"{row.predicted:+.4f}"] if predicted else []
+        cells += [_signed(row.predicted)] if predicted else []
         cells += [_value(row, "entropy", ".3f"), _value(row, "distinct_2", ".3f")]
         table.add_row(*cells, f"{row.saved.with_head:.1%}", f"{row.saved.without_head:.1%}")
     return table
@@ -57,6 +57,10 @@ def _scorer(found: Search) -> str:
 
 def _skewed(interval: Interval) -> str:
     return "{:.3f} [{:.3f}, {:.3f}]".format(*interval)
+
+
+def _signed(interval: Interval) -> str:
+    return f"{interval.value:+.4f} ±{(interval.high - interval.low) / 2:.4f}"
 
 
 def _value(row: Row, name: str, digits: str) -> str:
