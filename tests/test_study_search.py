@@ -522,6 +522,15 @@ def texts(tmp_path):
     return folder
 
 
+def test_a_trigram_ranks_by_token_ids(texts, tmp_path, monkeypatch, capsys):
+    options = "--data", str(texts), "--heldout-share", 0.4, "--scorer", "trigram"
+    assert run(monkeypatch, *SMALL, *options, "--segments", 2, "--light", 1, "--json", "--out", tmp_path / "out") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["scorer"].startswith("a trigram counted on ")
+    # Each of the ten texts of twelve ids is scored id by id.
+    assert [row["quality"]["num_scored"] for row in found["rows"]] == [120] * 3
+
+
 def test_a_budget_is_predicted_and_verified(scored, texts, tmp_path, monkeypatch, capsys):
     """With the loss gap of a file, and measured on the spot."""
     data = "--data", texts, "--heldout-share", 0.3

@@ -19,10 +19,9 @@ from unmask.progress import Progress
 from unmask.reveal import Reveal
 from unmask.run import Run
 from unmask.sampler import Sampler
-from unmask.samples import decode
 from unmask.schedule import Schedule
 from unmask.study.bootstrap import Interval
-from unmask.study.evaluate import Columns, TextScorer, check_num_samples, columns_of
+from unmask.study.evaluate import Columns, TextScorer, check_num_samples, check_readable, columns_of, scores_of
 from unmask.study.identity import identity
 from unmask.study.placements import Placement
 from unmask.study.prices import Prices
@@ -124,8 +123,7 @@ class _Study:
     def check_ranking(self, scorer: TextScorer | None, log_law: LogLaw | None) -> None:
         if scorer is None and log_law is None:
             raise ValueError("scorer must be given to rank schedules, or the law of the data, got neither")
-        if scorer is not None and self.tokenizer is None:
-            raise ValueError("scorer needs text, and so models with a tokenizer, got none with one")
+        check_readable(scorer, self.tokenizer)
 
     def settings(self, scorer: str | None) -> dict:
         """All that decides a schedule's texts and scores; which schedules there are does not."""
@@ -210,8 +208,8 @@ class _Runs:
     def _scores(self, texts: Texts) -> Scores | None:
         if self.scorer is None:
             return None
-        words = [decode(one, self.study.tokenizer) for one in texts.tokens]
-        return self.scorer.score(words, lambda: self.watch.advance("scoring", 1))
+        tokens, on_text = texts.tokens.astype(np.int64), lambda: self.watch.advance("scoring", 1)
+        return scores_of(self.scorer, tokens, self.study.tokenizer, on_text)
 
     def _news(self, index: int) -> str:
         first, here = ((self.columns[one].get("exact_nll") or self.columns[one].get("nll")) for one in (0, index))
