@@ -317,8 +317,7 @@ def _check(
         sampler.plan(1, length, seed=seed)  # refuses a bad length, and a schedule that does not fit the steps
     if windows is not None and windows.shape != (num_samples, length):
         raise ValueError(f"heldout_windows must have shape {[num_samples, length]}, got {list(windows.shape)}")
-    if scorer is not None and not _reads_ids(scorer) and next(iter(samplers.values())).tokenizer is None:
-        raise ValueError("scorer needs text, and so models with a tokenizer, got none with one")
+    check_readable(scorer, next(iter(samplers.values())).tokenizer)
 
 
 def _check_embedder(
@@ -377,6 +376,16 @@ class _Count(Progress):
         self.follow("sampling", self.done, self.total)
 
 
+def check_readable(scorer: TextScorer | None, tokenizer: Tokenizer | None) -> None:
+    if scorer is not None and not _reads_ids(scorer) and tokenizer is None:
+        raise ValueError("scorer needs text, and so models with a tokenizer, got none with one")
+
+
+def readable(scorer: TextScorer, tokens: np.ndarray, tokenizer: Tokenizer | None) -> list[str] | np.ndarray:
+    """What a scorer reads of texts [S, L]: their ids, or their words."""
+    return tokens if _reads_ids(scorer) else [decode(one, tokenizer) for one in tokens]
+
+
 def _reads_ids(scorer: TextScorer) -> bool:
     return getattr(scorer, "reads_ids", False)
 
@@ -385,11 +394,7 @@ def _scores(
     scorer: TextScorer, texts: Mapping[str | None, np.ndarray], tokenizer: Tokenizer | None, follow: Follow
 ) -> dict[str | None, Scores]:
     on_text = _each("scoring", sum(map(len, texts.values())), follow)
-
-    def read(tokens: np.ndarray) -> list[str] | np.ndarray:
-        return tokens if _reads_ids(scorer) else [decode(one, tokenizer) for one in tokens]
-
-    return {label: scorer.score(read(tokens), on_text) for label, tokens in texts.items()}
+    return {label: scorer.score(readable(scorer, tokens, tokenizer), on_text) for label, tokens in texts.items()}
 
 
 def _mauves(

@@ -19,9 +19,8 @@ from unmask.progress import Progress
 from unmask.reveal import Reveal
 from unmask.run import Run
 from unmask.sampler import Sampler
-from unmask.samples import decode
 from unmask.schedule import Schedule
-from unmask.study.evaluate import Columns, TextScorer, check_num_samples, columns_of
+from unmask.study.evaluate import Columns, TextScorer, check_num_samples, check_readable, columns_of, readable
 from unmask.study.identity import identity
 from unmask.study.placements import Placement
 from unmask.study.prices import Prices
@@ -123,8 +122,7 @@ class _Study:
     def check_ranking(self, scorer: TextScorer | None, log_law: LogLaw | None) -> None:
         if scorer is None and log_law is None:
             raise ValueError("scorer must be given to rank schedules, or the law of the data, got neither")
-        if scorer is not None and self.tokenizer is None:
-            raise ValueError("scorer needs text, and so models with a tokenizer, got none with one")
+        check_readable(scorer, self.tokenizer)
 
     def settings(self, scorer: str | None) -> dict:
         """All that decides a schedule's texts and scores; which schedules there are does not."""
@@ -209,8 +207,8 @@ class _Runs:
     def _scores(self, texts: Texts) -> Scores | None:
         if self.scorer is None:
             return None
-        words = [decode(one, self.study.tokenizer) for one in texts.tokens]
-        return self.scorer.score(words, lambda: self.watch.advance("scoring", 1))
+        read = readable(self.scorer, texts.tokens, self.study.tokenizer)
+        return self.scorer.score(read, lambda: self.watch.advance("scoring", 1))
 
     def _news(self, index: int) -> str:
         first, here = ((self.columns[one].get("exact_nll") or self.columns[one].get("nll")) for one in (0, index))

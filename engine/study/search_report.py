@@ -28,7 +28,7 @@ def search_table(found: Search) -> Table:
     table.add_column("shape", min_width=11, max_width=14)
     table.add_column(TITLES[found.measure], justify="right", no_wrap=True)
     if predicted:
-        table.add_column("predicted\nnats", justify="right")
+        table.add_column("predicted\nnats", justify="right", no_wrap=True)
     for title in ("entropy\n", "dis-\ntinct-2", "FLOPs\nsaved", "without\nhead"):
         table.add_column(title, justify="right", no_wrap=True)
     for row in found.rows:
