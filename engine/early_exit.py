@@ -28,7 +28,7 @@ def describe(
     body: as given, a bundled name or hub id; a path is stored relative to `folder`, so that both can be moved together.
     """
     local = Path(body).exists() and Path(body).resolve() == body_folder.resolve()
-    where = os.path.relpath(body_folder, folder) if local else os.fspath(body)
+    where = os.path.relpath(body_folder.resolve(), folder.resolve()) if local else os.fspath(body)
     return {**config, "model_type": MODEL_TYPE, "body": where, "body_sha256": digest(body_folder)}
 
 

@@ -4,11 +4,13 @@ import json
 import random
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 import unmask
+from unmask import early_exit
 from unmask.checkpoints import read
 from unmask.early_exit import OWN
 from unmask.models.dit import DiT
@@ -126,6 +128,17 @@ def test_both_folders_may_move_together(runs, tmp_path):
     shutil.rmtree(moved / "heavy")
     with pytest.raises(CheckpointError, match=r"no checkpoint '\.\./heavy'"):
         unmask.load(moved / "exit")
+
+
+def test_behind_a_link_it_finds_its_body(runs, tmp_path):
+    """`..` of a folder behind a link is not the one that its path shows."""
+    shutil.copytree(runs / "heavy", tmp_path / "heavy")
+    (tmp_path / "far" / "away").mkdir(parents=True)
+    (tmp_path / "linked").symlink_to(tmp_path / "far" / "away")
+    exit_folder = tmp_path / "linked" / "exit"
+    config = early_exit.describe(tmp_path / "heavy", tmp_path / "heavy", exit_folder, {})
+    exit_folder.mkdir()
+    assert Path(early_exit.body_of(exit_folder, config)).samefile(tmp_path / "heavy")
 
 
 def test_another_body_is_refused(runs, tmp_path):

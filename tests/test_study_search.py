@@ -19,6 +19,7 @@ from unmask import Ancestral, Categorical, FirstHitting, Fixed, LogitsDenoiser, 
 from unmask.denoiser import Batch, DenoiserSpec
 from unmask.study import search_command
 from unmask.study.placements import Placement, arrangements
+from unmask.study.prediction import Losses
 from unmask.study.prices import Prices
 from unmask.study.record import Record
 from unmask.study.replay import start_of
@@ -493,6 +494,7 @@ def run(monkeypatch, *arguments):
     return left.value.code or 0
 
 
+ONES = np.ones(4)
 SMALL = "-n", 10, "--length", 12, "--reveal", "ancestral:8", "--threads", 1
 
 
@@ -511,6 +513,17 @@ def test_the_command_writes_table_json_and_plots(scored, tmp_path, monkeypatch, 
     assert json.loads(again.out) == saved and again.err == "search: 11 of 11 schedules were finished earlier\n"
     assert run(monkeypatch, *options, "--seed", 1) == 2
     assert "where seed is 0, not 1" in capsys.readouterr().err
+
+
+def test_a_table_that_goes_to_no_terminal_is_whole(scored, tmp_path, monkeypatch, capsys):
+    """A row with the loss that was predicted, which is the widest."""
+    monkeypatch.delenv("COLUMNS")
+    monkeypatch.setattr(search_command, "_measured", lambda models, text: Losses({"heavy": ONES, "light": 2 * ONES}))
+    monkeypatch.setattr(search_command, "heldout_windows", lambda *source: None)
+    budget = "--segments", 6, "--saving", 0.25, "--verify", 2, "--out", tmp_path / "found"
+    assert run(monkeypatch, *SMALL, *budget) == 0
+    first = next(line for line in capsys.readouterr().out.splitlines() if "······" in line)
+    assert "…" not in first and "+0.0000" in first and first.count("0.0%") == 2
 
 
 @pytest.fixture

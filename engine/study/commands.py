@@ -90,8 +90,11 @@ def load_reader(
         return None
     if scorer != TRIGRAM:
         return load_scorer(scorer, dtype)
+    tokenizer = tokenizer_of(models)
+    if tokenizer is None:
+        raise ValueError("model must bring a tokenizer for the scorer 'trigram' to read text, got none with one")
     train, _ = split(read_documents(data), share)
-    ids, vocab_size = Stream.encode(train, tokenizer_of(models)).ids, next(iter(models.values())).spec.vocab_size
+    ids, vocab_size = Stream.encode(train, tokenizer).ids, next(iter(models.values())).spec.vocab_size
     return TrigramScorer(Trigram.fit(ids, vocab_size), len(ids))
 
 

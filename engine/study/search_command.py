@@ -57,7 +57,7 @@ EXAMPLE = (
 )
 NUM_LIGHT = 2
 BINS = 16
-WIDTH = 100
+WIDTH = 120
 
 
 def search_command(
@@ -188,8 +188,9 @@ def _publish(found: Search, out: Path, as_json: bool) -> None:
         print(json.dumps(found.to_json()))
     else:
         console = Console()
-        # What is no terminal counts as 80 columns wide, which would cut the table.
-        console.print(search_table(found), width=console.width if console.is_terminal else max(WIDTH, console.width))
+        if not console.is_terminal:  # it counts as 80 columns wide, which would cut the table
+            console.width = max(WIDTH, console.width)
+        console.print(search_table(found))
     save_json(found.to_json(), out / "search.json")
     plot_search(found, out / "search")
 
