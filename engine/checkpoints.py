@@ -1,5 +1,6 @@
 """Read and write checkpoints. How they are laid out: `unmask.layouts`."""
 
+import hashlib
 import json
 import os
 import re
@@ -41,6 +42,15 @@ class Checkpoint:
     tokenizer: Tokenizer | None
     name: str
 
+    @property
+    def digest(self) -> str:
+        """sha256 of the parameters."""
+        found = hashlib.sha256()
+        for name, tensor in sorted(self.parameters.items()):
+            found.update(f"{name} {list(tensor.shape)}".encode())
+            found.update(tensor.float().contiguous().numpy().tobytes())
+        return found.hexdigest()
+
 
 def load(
     source: str | os.PathLike[str],
@@ -49,7 +59,6 @@ def load(
     device: torch.device | str = "cpu",
     tokenizer: Tokenizer | str | os.PathLike[str] | None = None,
     name: str | None = None,
-    body: DiT | None = None,
 ) -> Denoiser:
     """A denoiser from a bundled name, a folder, a .ckpt / .pth file or a hub id, in this order.
 
@@ -57,13 +66,10 @@ def load(
     `faster_dtype`; the denoiser's `dtype` tells which). Where exactness is claimed take fp32: bf16 rounds the logits,
     and what "auto" chooses another machine may not. `tokenizer` replaces the checkpoint's own tokenizer.json; MDLM and
     SEDD checkpoints bring none, and without one the denoiser works on token ids only. Their mask id is that of the
-    tokenizer's mask token if it has one, else V - 1. `body`: the loaded model whose first blocks an early exit is to
-    share (`load_all` finds it). Raises `CheckpointError`; ValueError for another dtype.
+    tokenizer's mask token if it has one, else V - 1. Raises `CheckpointError`; ValueError for another dtype.
     """
     dtype = parse(dtype)
     found = read(source, tokenizer, name)
-    if body is not None:
-        return body.leave(found.spec, found.parameters, tokenizer=found.tokenizer, name=found.name)
     return DiT(
         found.spec,
         found.parameters,
@@ -92,9 +98,13 @@ def load_all(
     options = {"dtype": dtype, "device": device, "tokenizer": tokenizer}
     models = {name: load(sources[name], **options) for name in bodies}
     for name in folders.keys() - bodies.keys():
-        body = _find(early_exit.body_of(folders[name], read_json(folders[name] / "config.json")))
+        body = _body(folders[name], read_json(folders[name] / "config.json"))
         owner = next((models[one] for one, folder in bodies.items() if folder.resolve() == body.resolve()), None)
-        models[name] = load(sources[name], **options, body=owner)
+        if owner is None:
+            models[name] = load(sources[name], **options)
+        else:
+            found = read(sources[name], tokenizer)
+            models[name] = owner.leave(found.spec, found.parameters, tokenizer=found.tokenizer, name=found.name)
     return {name: models[name] for name in sources}
 
 
@@ -270,11 +280,19 @@ def _download(hub_id: str) -> Path:
         ) from error
 
 
+def _body(folder: Path, config: Mapping[str, Any]) -> Path:
+    """Where the body of the early exit in `folder` is."""
+    try:
+        return _find(early_exit.body_of(folder, config))
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder} is an early exit of another checkpoint: {error}") from error
+
+
 def _whole(stored: Stored) -> Stored:
     """An early exit with the blocks of its body; other checkpoints as they are."""
     if stored.config.get("model_type") != early_exit.MODEL_TYPE:
         return stored
-    body = read_files(_find(early_exit.body_of(stored.path, stored.config)))
+    body = read_files(_body(stored.path, stored.config))
     config, tensors = early_exit.merge(stored.path, stored.config, stored.tensors, body.path, body.tensors)
     return Stored(stored.path, tensors, config)
 

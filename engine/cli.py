@@ -29,7 +29,7 @@ from unmask.reveal import parse
 from unmask.sampler import Sampler
 from unmask.samples import Samples, check_path
 from unmask.study.cli import app as study
-from unmask.training.config import SIZES, TrainConfig
+from unmask.training.config import SIZES, TEACHER_SHARE, TrainConfig
 from unmask.training.progress import follow
 from unmask.training.trainer import Trainer
 
@@ -202,8 +202,11 @@ def train(
         str | None, typer.Option(metavar="SOURCE", help="Distil: learn the law of this checkpoint beside the text.")
     ] = None,
     teacher_share: Annotated[
-        float, typer.Option(help="Part of the loss that is KL(teacher || model) at the masked positions.")
-    ] = TrainConfig.teacher_share,
+        float | None,
+        typer.Option(
+            help=f"Part of the loss that is KL(teacher || model) at the masked positions. Default: {TEACHER_SHARE}."
+        ),
+    ] = None,
     random_prefix: Annotated[
         float | None,
         typer.Option(

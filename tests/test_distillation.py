@@ -2,6 +2,7 @@
 
 import math
 import random
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -178,6 +179,19 @@ def test_a_taught_run_goes_on_with_the_same_losses(texts, teacher, tmp_path):
     assert len(resumed) == 6 and straight[4] == pytest.approx(resumed[0], rel=0.05)
 
 
+def test_a_teacher_that_is_replaced_does_not_go_on(texts, teacher, tmp_path):
+    copied = tmp_path / "teacher"
+    shutil.copytree(teacher, copied)
+    config = replace(tiny(texts), teacher=str(copied), steps=2)
+    Trainer(config, tmp_path / "run").run(lambda report: None)
+    Trainer(replace(config, teacher=None), tmp_path / "other").run(lambda report: None)
+    Trainer(replace(config, steps=3), tmp_path / "run")
+    shutil.copy(tmp_path / "other" / "model.safetensors", copied / "model.safetensors")
+    shutil.copy(tmp_path / "other" / "config.json", copied / "config.json")
+    with pytest.raises(ValueError, match=r"teacher must be the checkpoint that the run in .* began with"):
+        Trainer(replace(config, steps=3), tmp_path / "run")
+
+
 def test_students_and_teachers_must_speak_of_the_same_ids(texts, teacher, tmp_path):
     config = replace(tiny(texts), teacher=str(teacher))
     assert Trainer(config, tmp_path / "student").shape.vocab_size == 280  # the teacher's tokenizer
@@ -193,7 +207,8 @@ def test_students_and_teachers_must_speak_of_the_same_ids(texts, teacher, tmp_pa
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"teacher_share": 0.0}, "teacher_share must be above 0 and up to 1, got 0.0"),
+        ({"teacher_share": 0.0, "teacher": "sotu-heavy"}, "teacher_share must be above 0 and up to 1, got 0.0"),
+        ({"teacher_share": 0.5}, "teacher_share needs teacher, got 0.5 and none"),
         ({"random_prefix": 5.0}, "random_prefix needs teacher, .* got none"),
         ({"random_prefix": -1.0, "teacher": "sotu-heavy"}, "random_prefix must be above 0, got -1.0"),
         ({"early_exit": 1}, "early_exit needs init, .* 1 blocks, got none"),

@@ -126,8 +126,11 @@ def test_both_folders_may_move_together(runs, tmp_path):
     assert json.loads((moved / "exit" / "config.json").read_text())["body"] == "../heavy"
     assert torch.equal(some_rows(unmask.load(moved / "exit")), expected)
     shutil.rmtree(moved / "heavy")
-    with pytest.raises(CheckpointError, match=r"no checkpoint '\.\./heavy'"):
-        unmask.load(moved / "exit")
+    for load in (unmask.load, lambda folder: unmask.load_all({"exit": folder})):
+        with pytest.raises(
+            CheckpointError, match=r"exit is an early exit of another checkpoint: no checkpoint '\.\./heavy'"
+        ):
+            load(moved / "exit")
 
 
 def test_behind_a_link_it_finds_its_body(runs, tmp_path):
@@ -145,11 +148,35 @@ def test_another_body_is_refused(runs, tmp_path):
     for name in ("heavy", "exit"):
         shutil.copytree(runs / name, tmp_path / name)
     Trainer(config_of(runs, blocks=3, hidden_dim=32, seed=1, steps=1), tmp_path / "other").run(lambda report: None)
+    found = read(tmp_path / "exit")
     with pytest.raises(ValueError, match="an early exit must be one of its own body, got 'exit' for 'other'"):
-        unmask.load(tmp_path / "exit", body=unmask.load(tmp_path / "other"))
+        unmask.load(tmp_path / "other").leave(found.spec, found.parameters, name=found.name)
     shutil.copy(tmp_path / "other" / "model.safetensors", tmp_path / "heavy" / "model.safetensors")
     with pytest.raises(CheckpointError, match="belongs to a body with"):
         unmask.load(tmp_path / "exit")
+
+
+def test_a_body_that_is_replaced_does_not_go_on(runs, tmp_path):
+    """Neither when the run is taken up again, nor when it ends."""
+    shutil.copytree(runs / "heavy", tmp_path / "heavy")
+    config = config_of(runs, init=str(tmp_path / "heavy"), early_exit=2, steps=2)
+    Trainer(config, tmp_path / "run").run(lambda report: None)
+    trainer = Trainer(replace(config, steps=3), tmp_path / "run")
+    Trainer(config_of(runs, blocks=3, hidden_dim=32, seed=1, steps=1), tmp_path / "other").run(lambda report: None)
+    shutil.copy(tmp_path / "other" / "model.safetensors", tmp_path / "heavy" / "model.safetensors")
+    with pytest.raises(ValueError, match="init must stay as it is while its exit is trained"):
+        trainer.run(lambda report: None)
+    with pytest.raises(ValueError, match=r"init must be the checkpoint that the run in .* began with"):
+        Trainer(replace(config, steps=4), tmp_path / "run")
+
+
+def test_a_run_does_not_write_over_what_it_reads(runs, tmp_path):
+    shutil.copytree(runs / "heavy", tmp_path / "heavy")
+    (tmp_path / "heavy" / "train.json").unlink()
+    (tmp_path / "link").symlink_to(tmp_path / "heavy")
+    for name in ("init", "teacher"):
+        with pytest.raises(ValueError, match=f"out must be another folder than {name}, got"):
+            Trainer(config_of(runs, **{name: str(tmp_path / "heavy")}), tmp_path / "link")
 
 
 @pytest.mark.parametrize(

@@ -244,6 +244,13 @@ class TestTrainer:
         with pytest.raises(ValueError, match=r"state\.pt must be the state of a run, got a damaged file"):
             Trainer(config, tmp_path / "run")
 
+    @pytest.mark.parametrize("content", ["{", '{"colour": 1}', '{"steps": 0}'])
+    def test_damaged_options_are_named(self, config, tmp_path, content):
+        Trainer(config, tmp_path / "run")
+        (tmp_path / "run" / "train.json").write_text(content)
+        with pytest.raises(ValueError, match=r"train\.json must hold the options of a run, got a damaged file"):
+            Trainer(config, tmp_path / "run")
+
     def test_tokenizer_without_the_special_tokens(self, config, tmp_path):
         Tokenizer(WordLevel({"war": 0}, "war")).save(str(tmp_path / "words.json"))
         with pytest.raises(ValueError, match=r"tokenizer must have the token <\|endoftext\|>"):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from unmask.dtype import parse
 
 SIZES = {"blocks": 12, "hidden_dim": 128, "heads": 2}  # of a new network
+TEACHER_SHARE = 0.9  # of the loss, where there is a teacher
 
 
 @dataclass(frozen=True)
@@ -15,10 +16,10 @@ class TrainConfig:
     `teacher`, or else a new one of vocab_size ids. init: checkpoint whose weights are the first ones; blocks,
     hidden_dim and heads are then its own, and may be left out. early_exit: train only a norm and a head that read
     `init` after so many blocks. teacher: checkpoint whose law is learned too; teacher_share: part of the loss that this
-    is; random_prefix: the strength of `random_prefixes`. length: tokens of a window. steps: optimiser steps of
-    batch_size windows. learning_rate: of the matrices (Muon) after a linear warm-up; it falls linearly to zero over the
-    last `decay_share` of the steps. dtype: "float32", "bfloat16" (products only; weights and sums stay fp32), or
-    "auto", which times both.
+    is, `TEACHER_SHARE` when left out; random_prefix: the strength of `random_prefixes`. length: tokens of a window.
+    steps: optimiser steps of batch_size windows. learning_rate: of the matrices (Muon) after a linear warm-up; it falls
+    linearly to zero over the last `decay_share` of the steps. dtype: "float32", "bfloat16" (products only; weights and
+    sums stay fp32), or "auto", which times both.
     """
 
     data: str = "sotu"
@@ -26,7 +27,7 @@ class TrainConfig:
     init: str | None = None
     early_exit: int | None = None
     teacher: str | None = None
-    teacher_share: float = 0.9
+    teacher_share: float | None = None
     random_prefix: float | None = None
     vocab_size: int = 2048
     blocks: int | None = None
@@ -60,7 +61,9 @@ class TrainConfig:
         self._check_teaching()
 
     def _check_teaching(self) -> None:
-        if not 0 < self.teacher_share <= 1:
+        if self.teacher_share is not None and self.teacher is None:
+            raise ValueError(f"teacher_share needs teacher, got {self.teacher_share} and none")
+        if self.teacher_share is not None and not 0 < self.teacher_share <= 1:
             raise ValueError(f"teacher_share must be above 0 and up to 1, got {self.teacher_share}")
         if self.early_exit is not None and self.init is None:
             raise ValueError(f"early_exit needs init, the model to leave after {self.early_exit} blocks, got none")

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+MLP_RATIO = 4
+
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -34,7 +36,7 @@ class ModelShape:
 
     @property
     def mlp_dim(self) -> int:
-        return 4 * self.hidden_dim
+        return MLP_RATIO * self.hidden_dim
 
     def to_config(self) -> dict[str, int | bool]:
         """As `unmask.checkpoints.save` takes them."""

@@ -12,10 +12,10 @@ from unmask.checkpoints import Checkpoint, read, read_tokenizer
 from unmask.denoiser import fingerprint
 from unmask.dtype import DTYPES, faster, short
 from unmask.training.bound import mask_by_time
-from unmask.training.config import SIZES, TrainConfig
+from unmask.training.config import SIZES, TEACHER_SHARE, TrainConfig
 from unmask.training.corpus import END_OF_TEXT, MASK, Document, Stream, read_documents, split, train_tokenizer
 from unmask.training.loss import head_loss
-from unmask.training.model import ModelShape, TrainableDenoiser
+from unmask.training.model import MLP_RATIO, ModelShape, TrainableDenoiser
 
 
 @dataclass(frozen=True)
@@ -47,16 +47,25 @@ def read_text(config: TrainConfig, tokenizer: Tokenizer | str | Path | None) -> 
     return text
 
 
+def check_out(folder: Path, config: TrainConfig) -> None:
+    """Raise ValueError for a run that would write over what it reads."""
+    for name in ("init", "teacher"):
+        source = getattr(config, name)
+        if source is not None and Path(source).exists() and Path(source).resolve() == folder.resolve():
+            raise ValueError(f"out must be another folder than {name}, got {str(folder)!r} for both")
+
+
 def origin_of(source: str) -> Checkpoint:
     """The checkpoint that a run begins with."""
     found = read(source)
-    if found.spec.family != "unmask" or "output_layer.linear.weight" in found.parameters:
+    usual = found.spec.family == "unmask" and found.spec.intermediate_size == MLP_RATIO * found.spec.hidden_size
+    if not usual or "output_layer.linear.weight" in found.parameters:
         raise ValueError(f"init must be a whole model that `unmask train` wrote, got {source!r}")
     return found
 
 
 def sized(config: TrainConfig, origin: Checkpoint | None) -> TrainConfig:
-    """The options with all sizes: those of `init`, or the usual ones."""
+    """The options with all sizes, those of `init` or the usual ones, and with the teacher's share."""
     sizes = SIZES
     if origin is not None:
         spec = origin.spec
@@ -68,7 +77,8 @@ def sized(config: TrainConfig, origin: Checkpoint | None) -> TrainConfig:
             raise ValueError(
                 f"early_exit must leave after 1 to {spec.num_blocks - 1} blocks of init, got {config.early_exit}"
             )
-    return replace(config, **{name: getattr(config, name) or size for name, size in sizes.items()})
+    share = config.teacher and (config.teacher_share or TEACHER_SHARE)
+    return replace(config, teacher_share=share, **{name: getattr(config, name) or size for name, size in sizes.items()})
 
 
 def resumed(before: TrainConfig, config: TrainConfig, folder: Path) -> TrainConfig:

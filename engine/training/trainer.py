@@ -27,7 +27,17 @@ from unmask.training.bound import (
 from unmask.training.config import TrainConfig
 from unmask.training.loss import Teaching, head_loss
 from unmask.training.model import TrainableDenoiser
-from unmask.training.setup import faster_dtype, network, optimizers, origin_of, read_text, resumed, shape_of, sized
+from unmask.training.setup import (
+    check_out,
+    faster_dtype,
+    network,
+    optimizers,
+    origin_of,
+    read_text,
+    resumed,
+    shape_of,
+    sized,
+)
 from unmask.training.teacher import Teacher, check_teacher, random_prefixes
 
 
@@ -52,11 +62,13 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, folder: str | Path) -> None:
         self.folder = Path(folder)
+        check_out(self.folder, config)
         before = self._config_before()
         origin = None if config.init is None else origin_of(config.init)
         config = sized(config, origin)
         teacher = None if config.teacher is None else read(config.teacher)
         given = (found.tokenizer for found in (origin, teacher) if found is not None)
+        self._origins = {"init": origin and origin.digest, "teacher": teacher and teacher.digest}
         tokenizer = self.folder / "tokenizer.json" if before else config.tokenizer or next(given, None)
         self.text = read_text(config, tokenizer)
         self.shape = shape_of(config, self.text.tokenizer, origin)
@@ -166,7 +178,14 @@ class Trainer:
     def _config_before(self) -> TrainConfig | None:
         """The options that a run in this folder began with."""
         path = self.folder / "train.json"
-        return TrainConfig(**json.loads(path.read_text())) if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            return TrainConfig(**json.loads(path.read_text()))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path} must hold the options of a run, got a damaged file; delete the folder to start over"
+            ) from error
 
     def _begin(self) -> None:
         """Write what decides the run, now that it is known to be sound, and cut the log to the steps that are kept."""
@@ -184,6 +203,7 @@ class Trainer:
         state = {
             "step": self.step,
             "seconds": self.seconds,
+            "origins": self._origins,
             "net": self.net.state_dict(),
             "average": self.average,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
@@ -200,6 +220,12 @@ class Trainer:
             raise ValueError(
                 f"{path} must be the state of a run, got a damaged file; delete it to start over"
             ) from error
+        for name, digest in self._origins.items():
+            if state["origins"][name] != digest:
+                raise ValueError(
+                    f"{name} must be the checkpoint that the run in {self.folder} began with, got other weights at "
+                    f"{getattr(self.config, name)!r}; use another folder for a new run"
+                )
         self.step, self.seconds = state["step"], state["seconds"]
         self.net.load_state_dict(state["net"])
         for average, saved in zip(self.average, state["average"], strict=True):
@@ -258,6 +284,10 @@ class Trainer:
         options = {"tokenizer": self.text.tokenizer, "dtype": torch.bfloat16}
         if self.config.early_exit is None:
             save(self.folder, config, tensors, **options)
+        elif read(self.config.init).digest != self._origins["init"]:
+            raise ValueError(
+                f"init must stay as it is while its exit is trained, got other weights at {self.config.init!r}"
+            )
         else:
             save_exit(self.folder, config, tensors, body=self.config.init, **options)
 
