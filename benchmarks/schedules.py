@@ -5,9 +5,8 @@
 The first schedule is what the others are compared with. All of them sample the same texts' worth of positions, run one
 after the other in turn, so that a machine that becomes slow slows all; a round gives a saving for each schedule, and
 the table the median of these with its 20th and 80th percentile. "predicted" is what the FLOPs say, head included, and
-"realised / predicted" how much of that came true. Seconds predicted from a calibration, measured first,
-stand beside them.
-The table goes to standard error, the JSON to the file.
+"realised / predicted" how much of that came true. Seconds predicted from a calibration, measured first, stand beside
+them. The table goes to standard error, the JSON to the file.
 """
 
 import argparse
