@@ -2,11 +2,11 @@
 
     python -m benchmarks.schedules --threads 2 --out results.json
 
-The first schedule is what the others are compared with. All of them sample the same texts' worth of positions, run one
-after the other in turn, so that a machine that becomes slow slows all; a round gives a saving for each schedule, and
-the table the median of these with its 20th and 80th percentile. "predicted" is what the FLOPs say, head included, and
-"realised / predicted" how much of that came true. Seconds predicted from a calibration, measured first, stand beside
-them. The table goes to standard error, the JSON to the file.
+The first schedule is what the others are compared with. All of them sample texts of the same length, one run after the
+other in turn, so that a machine that becomes slow slows all; a round gives a saving for each schedule, and the table
+the median of these with its 20th and 80th percentile. Its last column is the share of the FLOPs saved, head included,
+that shows in time. Seconds predicted from a calibration, measured first, stand beside those that were taken. The table
+goes to standard error, the JSON to the file.
 """
 
 import argparse
@@ -46,7 +46,7 @@ class Row:
 
     @property
     def realised(self) -> float | None:
-        """Share of the predicted saving that came true; None for the first schedule."""
+        """Time saved / FLOPs saved, head included; None for the first schedule."""
         return statistics.median(self.saved) / self.saved_flops if self.saved_flops else None
 
     def to_json(self) -> dict:
@@ -116,7 +116,7 @@ def _rows(plans: dict[str, unmask.Plan], seconds: dict[str, list[float]]) -> lis
 def _table(rows: list[Row], options: argparse.Namespace) -> Table:
     title = f"{options.num_samples} texts of {options.length} tokens, {options.reveal}, {options.dtype}"
     table = Table(title=title, header_style="bold", box=None)
-    columns = "seconds", "predicted", "FLOPs saved", "without head", "time saved", "p20–p80", "realised / predicted"
+    columns = "seconds", "predicted", "FLOPs saved", "without head", "time saved", "p20–p80", "time / FLOPs"
     table.add_column("schedule")
     for column in columns:
         table.add_column(column, justify="right")
