@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -316,6 +317,35 @@ def test_another_search_in_the_folder_is_an_error(tmp_path, changed, message):
     small(tmp_path)
     with pytest.raises(ValueError, match=f"out must be a new folder or that of the same search.*{message}"):
         small(tmp_path, **changed)
+
+
+class Counted:
+    """Scores token ids by their sum."""
+
+    name, reads_ids = "counted", True
+
+    def __init__(self, *fingerprint):
+        if fingerprint:
+            (self.fingerprint,) = fingerprint
+
+    def score(self, texts, on_text):
+        return Scores(1.0 + texts.sum(1), np.full(len(texts), texts.shape[1]), np.zeros(len(texts), np.int64))
+
+
+def test_another_scorer_of_the_same_name_in_the_folder_is_an_error(tmp_path):
+    small(tmp_path / "plain", scorer=Counted())
+    small(tmp_path / "plain", scorer=Counted())
+    small(tmp_path / "marked", scorer=Counted("0a"))
+    small(tmp_path / "marked", scorer=Counted("0a"))
+    settings = json.loads((tmp_path / "marked" / "settings.json").read_text())
+    assert settings["scorer"] == {"name": "counted", "fingerprint": "0a"}
+    for folder, scorer, message in (
+        ("plain", Counted("0a"), "where scorer.fingerprint is None, not '0a'"),
+        ("marked", Counted("0b"), "where scorer.fingerprint is '0a', not '0b'"),
+        ("marked", None, "where scorer is {'name': 'counted', 'fingerprint': '0a'}, not None"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            small(tmp_path / folder, scorer=scorer)
 
 
 def test_damaged_files_are_done_again(tmp_path):

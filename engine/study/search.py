@@ -69,7 +69,7 @@ def search(
     study.check_ranking(scorer, log_law)
     watch, record = watch or Watch(), None
     if folder is not None:
-        settings = study.settings(None if scorer is None else scorer.name)
+        settings = study.settings(scorer)
         record = Record(folder, settings, study.steps, study.vocab_size, watch.tell)
     runs = _Runs(study, scorer, log_law, record, whole, watch)
     with watch:
@@ -125,8 +125,11 @@ class _Study:
             raise ValueError("scorer must be given to rank schedules, or the law of the data, got neither")
         check_readable(scorer, self.tokenizer)
 
-    def settings(self, scorer: str | None) -> dict:
+    def settings(self, scorer: TextScorer | None) -> dict:
         """All that decides a schedule's texts and scores; which schedules there are does not."""
+        told = None
+        if scorer is not None:
+            told = {"name": scorer.name, "fingerprint": getattr(scorer, "fingerprint", None)}
         return {
             "models": {name: identity(model) for name, model in self.models.items()},
             "num_samples": self.num_samples,
@@ -134,7 +137,7 @@ class _Study:
             "reveal": str(self.reveal),
             "seed": self.seed,
             "choose": asdict(self.choose),
-            "scorer": scorer,
+            "scorer": told,
         }
 
 
