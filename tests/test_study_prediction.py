@@ -217,7 +217,7 @@ def file(models, tmp_path):
 
 def test_a_file_gives_the_losses_that_were_measured(models, file):
     path, content = file
-    found = Losses.read(path, {name: models[name] for name in ("heavy", "tiny")})
+    found = Losses.read(path, {name: models[name] for name in ("heavy", "tiny")}, LENGTH)
     assert list(found.of) == ["heavy", "tiny"]
     assert found.of["tiny"].tolist() == [one["loss"]["tiny"]["value"] for one in content["bins"]]
     assert np.array_equal(found.gap_covariance, np.array(content["gap_covariance"])[2:, 2:])
@@ -245,6 +245,8 @@ def test_a_file_serves_another_order_of_its_models(models):
             "must be of the models heavy, light, tiny, got heavy, tiny",
         ),
         (lambda content: content["identities"].pop("light"), "got another 'light'"),
+        (lambda content: content.update(length=5), r"length of 4 tokens, got windows of 5 in .*importance\.json"),
+        (lambda content: content.pop("length"), "which lacks 'length'; make it again"),
     ],
 )
 def test_files_that_are_refused(models, file, change, message):
@@ -252,18 +254,18 @@ def test_files_that_are_refused(models, file, change, message):
     change(content)
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=message):
-        Losses.read(path, models)
+        Losses.read(path, models, LENGTH)
 
 
 def test_a_file_of_other_weights_is_refused(models, file):
     path, _ = file
     with pytest.raises(ValueError, match=r"got another 'light' in .*: entropies is"):
-        Losses.read(path, {**models, "light": markov(9)})
+        Losses.read(path, {**models, "light": markov(9)}, LENGTH)
     path.write_text("no JSON")
     with pytest.raises(ValueError, match="importance must be a file of unmask study importance"):
-        Losses.read(path, models)
+        Losses.read(path, models, LENGTH)
     with pytest.raises(FileNotFoundError):
-        Losses.read(path.with_name("none.json"), models)
+        Losses.read(path.with_name("none.json"), models, LENGTH)
 
 
 def test_an_identity_is_of_the_weights():

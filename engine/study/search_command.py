@@ -159,7 +159,7 @@ def search_command(
         if importance_file is None:
             losses = _measured(models, heldout_windows(data, heldout_share, tokenizer_of(models), length, windows))
         else:
-            losses = Losses.read(importance_file, models)
+            losses = Losses.read(importance_file, models, length)
         prediction = Prediction(losses, policy, length)
     if saving is not None:
         prices = Prices.typical(models, policy, length=length, seed=seed)
