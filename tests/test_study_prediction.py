@@ -264,8 +264,11 @@ def test_a_file_of_other_weights_is_refused(models, file):
     path.write_text("no JSON")
     with pytest.raises(ValueError, match="importance must be a file of unmask study importance"):
         Losses.read(path, models, LENGTH)
-    with pytest.raises(FileNotFoundError):
+    missing = r"importance must be a file of .*, got '.*none\.json', which cannot be read: No such file"
+    with pytest.raises(FileNotFoundError, match=missing):
         Losses.read(path.with_name("none.json"), models, LENGTH)
+    with pytest.raises(OSError, match=r"importance must be .*cannot be read: Is a directory"):
+        Losses.read(path.parent, models, LENGTH)
 
 
 def test_an_identity_is_of_the_weights():

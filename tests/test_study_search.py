@@ -616,6 +616,7 @@ def test_a_budget_is_predicted_and_verified(scored, texts, tmp_path, monkeypatch
         (("--reveal", "soon"), "reveal must be one of"),
         (("--saving", 0.2, "--reveal", "left-to-right"), "reveal must be ancestral, first-hitting or fixed"),
         (("--out", "nowhere/found"), "out must be a folder"),
+        (("--importance", "none.json"), "importance must be a file of unmask study importance, got 'none.json', which"),
     ],
 )
 def test_bad_options_are_a_line(scored, arguments, message, tmp_path, monkeypatch, capsys):

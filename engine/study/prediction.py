@@ -46,13 +46,15 @@ class Losses:
     @classmethod
     def read(cls, path: Path, models: Mapping[str, Denoiser], length: int) -> "Losses":
         """From the JSON of `unmask study importance` over windows of `length` tokens. Raises ValueError for a file of
-        other models, of another length or of another kind, OSError for one that cannot be read."""
+        other models, of another length or of another kind, OSError for one that cannot be read; both name it."""
         wanted = f"importance must be a file of unmask study importance, got {str(path)!r}"
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             bins, identities, measured = content["bins"], content["identities"], content["length"]
             losses = {name: np.array([float(one["loss"][name]["value"]) for one in bins]) for name in content["models"]}
             covariance = np.array(content["gap_covariance"], dtype=np.float64)
+        except OSError as error:
+            raise type(error)(f"{wanted}, which cannot be read: {error.strerror}") from error
         except KeyError as error:
             raise ValueError(f"{wanted}, which lacks {error}; make it again with this version") from error
         except (ValueError, TypeError, AttributeError) as error:
