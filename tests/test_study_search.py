@@ -605,6 +605,8 @@ def test_a_budget_is_predicted_and_verified(scored, texts, tmp_path, monkeypatch
         (("--segments", 20, "--light", 10), "at most 512 schedules, got 184,757"),
         (("--light", 2, "--place", "light:2"), "by --light or by --place, got both"),
         (("--light", 2, "--saving", 0.2), "saving must be given alone"),
+        (("--verify", 3), "verify must be given with saving, as it counts what is predicted, got 3 alone"),
+        (("--saving", 0.2, "--verify", 0), "verify must be at least 1, got 0"),
         (("--saving", 25), "saving must be a share between 0 and 1, such as 0.25, got 25"),
         (("--saving", 0.2, "--segments", 18), "got 18, which give 262,144 of 2 models"),
         (("--saving", 0.2, "--model", "a=sotu-heavy"), "models must be at least two to place, got a"),

@@ -55,7 +55,7 @@ EXAMPLE = (
     "Examples:  unmask study search --light 2 -n 64 --out runs/search  (all 28 placements of two light segments)    "
     "unmask study search --saving 0.25 --importance runs/importance/importance.json --out runs/search"
 )
-NUM_LIGHT = 2
+NUM_LIGHT, NUM_VERIFIED = 2, 5
 BINS = 16
 WIDTH = 120
 
@@ -91,7 +91,9 @@ def search_command(
             "the head), sample those that the loss gap by mask rate promises most of."
         ),
     ] = None,
-    verify: Annotated[int, typer.Option(help="With --saving: how many of them.")] = 5,
+    verify: Annotated[
+        int | None, typer.Option(help=f"With --saving: how many of them. Default: {NUM_VERIFIED}.")
+    ] = None,
     importance_file: Annotated[
         Path | None,
         typer.Option(
@@ -140,8 +142,11 @@ def search_command(
     """  # noqa: E501
     names = list(named_sources(model))
     if saving is None:
+        if verify is not None:
+            raise ValueError(f"verify must be given with saving, as it counts what is predicted, got {verify} alone")
         placements = _placements(names, segments, light, place)
     else:
+        verify = NUM_VERIFIED if verify is None else verify
         placements = _candidates(names, segments, light, place, saving, verify)
     check_num_samples(num_samples)
     _check_ranking(scorer)
