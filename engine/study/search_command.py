@@ -169,8 +169,7 @@ def search_command(
     if saving is not None:
         prices = Prices.typical(models, policy, length=length, seed=seed)
         placements = best_predicted(placements, prices, prediction.of, saving=saving, number=verify)
-    out.mkdir(exist_ok=True)
-    found = search(
+    found = search(  # makes the folder when all is loaded and sound
         models,
         placements,
         num_samples=num_samples,
