@@ -185,7 +185,7 @@ def random_pair():
 CASES = {
     "toys": (toys, Ancestral(16), 8, {"light": 2, "tiny": 1}, 40),
     "uneven": (toys, Ancestral(13), 5, {"light": 2}, 40),
-    "few steps": (toys, Ancestral(3), 5, {"light": 2}, 40),
+    "few steps": (toys, Ancestral(5), 5, {"light": 2}, 40),
     "many steps": (toys, Ancestral(200), 4, {"light": 1}, 40),
     "cosine": (toys, Ancestral(11, "cosine"), 4, {"light": 2}, 40),
     "rest": (toys, Ancestral(3, (1, 0.7, 0.5, 0.2)), 4, {"light": 2}, 40),
@@ -447,6 +447,14 @@ BAD = {
         {"placements": [Placement(("light",)), Placement(("light", "heavy"))]},
         r"equally many .* got \[1, 2\]",
     ),
+    "more segments than steps": (
+        {"placements": list(arrangements("heavy", {"light": 1}, 5))},
+        "segments must be at most the 4 steps of ancestral:4 for 4 tokens, got 5",
+    ),
+    "more segments than tokens": (
+        {"placements": list(arrangements("heavy", {"light": 1}, 5)), "reveal": FirstHitting()},
+        "segments must be at most the 4 steps of first-hitting for 4 tokens, got 5",
+    ),
     "none": ({"placements": []}, "equally many segments, got none"),
     "too many": ({"placements": list(arrangements("heavy", {"light": 6}, 12))}, "at most 512, .* got 925"),
     "no text": ({"scorer": object()}, "scorer needs text, and so models with a tokenizer"),
@@ -605,6 +613,8 @@ def test_a_budget_is_predicted_and_verified(scored, texts, tmp_path, monkeypatch
         (("--segments", 20, "--light", 10), "at most 512 schedules, got 184,757"),
         (("--light", 2, "--place", "light:2"), "by --light or by --place, got both"),
         (("--light", 2, "--saving", 0.2), "saving must be given alone"),
+        (("--segments", 9), "segments must be at most the 8 steps of ancestral:8 for 12 tokens, got 9"),
+        (("--segments", 13, "--saving", 0.2, "--reveal", "first-hitting"), "at most the 12 steps of first-hitting for"),
         (("--verify", 3), "verify must be given with saving, as it counts what is predicted, got 3 alone"),
         (("--saving", 0.2, "--verify", 0), "verify must be at least 1, got 0"),
         (("--saving", 25), "saving must be a share between 0 and 1, such as 0.25, got 25"),
@@ -623,6 +633,7 @@ def test_a_budget_is_predicted_and_verified(scored, texts, tmp_path, monkeypatch
     ],
 )
 def test_bad_options_are_a_line(scored, arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(search_command, "heldout_windows", None)  # nothing is measured
     assert run(monkeypatch, *SMALL, "--out", tmp_path / "found", *arguments) == 2
     captured = capsys.readouterr()
     assert message in captured.err and captured.err.count("\n") == 1 and not captured.out

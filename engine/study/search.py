@@ -23,7 +23,7 @@ from unmask.schedule import Schedule
 from unmask.study.bootstrap import Interval
 from unmask.study.evaluate import Columns, TextScorer, check_num_samples, check_readable, columns_of, scores_of
 from unmask.study.identity import identity
-from unmask.study.placements import Placement
+from unmask.study.placements import Placement, check_segments
 from unmask.study.prices import Prices
 from unmask.study.ranking import EXACT, RATIO, Search, ranked
 from unmask.study.record import Finished, Record
@@ -98,6 +98,7 @@ class _Study:
         check_num_samples(num_samples)
         self.samplers = [self._sampler(one) for one in self.placements]
         self.samplers[0].plan(1, length, seed=seed)  # refuses a bad length or seed
+        check_segments(len(self.placements[0].models), reveal, length)
         self.prices = Prices(self.models, reveal, num_samples=num_samples, length=length, seed=seed)
         self.steps = self.prices.reveal_step
         self.steps_models = [self.prices.models_of(one.schedule) for one in self.placements]

@@ -39,7 +39,7 @@ from unmask.study.commands import (
 )
 from unmask.study.evaluate import check_num_samples
 from unmask.study.importance import importance, num_batches
-from unmask.study.placements import Placement, arrangements, num_arrangements
+from unmask.study.placements import Placement, arrangements, check_segments, num_arrangements
 from unmask.study.prediction import Losses, Prediction, exposure
 from unmask.study.prices import Prices
 from unmask.study.ranking import Search
@@ -158,6 +158,7 @@ def search_command(
     models = load_models(named_sources(model), dtype, device, tokenizer)
     check_compatible(models)
     length = longest(models) if length is None else length
+    check_segments(segments, policy, length)
     prediction = None
     if saving is not None or importance_file is not None:
         exposure(policy, length, 1)  # refuses a policy that nothing can be predicted of
