@@ -184,6 +184,25 @@ def test_the_best_predicted_are_those_of_brute_force():
 
 
 @pytest.mark.parametrize(
+    "reveal", [Ancestral(13), Ancestral(40, "cosine"), Ancestral(4, (1, 0.9, 0.3, 0.2, 0.1)), Fixed(7), FirstHitting()]
+)
+def test_few_prices_suffice_for_many_placements(reveal, monkeypatch):
+    """Whatever the steps reveal: each model at each segment is asked for, and the whole order is that of all prices."""
+    models = priced()[0]
+    prices = Prices.typical(models, reveal, length=32, seed=0)
+    rng = np.random.default_rng(0)
+    predict = Prediction(Losses({name: rng.random(8) for name in NAMES}), reveal, 32).of
+    every = list(every_placement(NAMES, 4))
+    saved = {one: prices.cost(one.schedule).saving.without_head for one in every}
+    expected = sorted(every, key=lambda one: (round(predict(one.schedule), 12), round(-saved[one], 12)))
+    asked, cost = [], prices.cost
+    monkeypatch.setattr(prices, "cost", lambda schedule: asked.append(schedule) or cost(schedule))
+    found = best_predicted(iter(every), prices, predict, saving=0.4, number=100)
+    assert found == [one for one in expected if saved[one] >= 0.4 - 0.005] and 10 < len(found) < 80
+    assert len(asked) == 1 + 4 * 2
+
+
+@pytest.mark.parametrize(
     ("saving", "number", "message"),
     [
         (0, 1, "saving must be a share between 0 and 1, such as 0.25, got 0"),
