@@ -52,7 +52,8 @@ from unmask.study.search_report import search_table
 from unmask.training.config import TrainConfig
 
 EXAMPLE = (
-    "Examples:  unmask study search --light 2 -n 64 --out runs/search  (all 28 placements of two light segments)    "
+    "Examples:  unmask study search --light 2 -n 64 --scorer trigram --out runs/search  (all 28 placements of two "
+    "light segments)    "
     "unmask study search --saving 0.25 --importance runs/importance/importance.json --out runs/search"
 )
 NUM_LIGHT, NUM_VERIFIED = 2, 5
@@ -99,7 +100,8 @@ def search_command(
         typer.Option(
             "--importance",
             metavar="FILE",
-            help="importance.json of the same models, for predictions. Default with --saving: measured on --data.",
+            help="importance.json of the same models and length, for predictions. Default with --saving: measured on "
+            "--data.",
         ),
     ] = None,
     num_samples: Annotated[int, typer.Option("--num-samples", "-n", help="Samples of each schedule.")] = 64,
