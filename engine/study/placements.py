@@ -8,6 +8,7 @@ from math import factorial, prod
 
 import numpy as np
 
+from unmask.reveal import Reveal
 from unmask.schedule import Schedule
 
 SHAPES = "sandwich", "light first", "light last", "light middle", "interleaved", "random"
@@ -28,6 +29,15 @@ class Placement:
 
     def __str__(self) -> str:
         return str(self.schedule)
+
+
+def check_segments(num_segments: int, reveal: Reveal, length: int) -> None:
+    """Of more segments than steps some get no step, and placements that differ there are the same run."""
+    steps = reveal.num_steps(length)
+    if num_segments > steps:
+        raise ValueError(
+            f"segments must be at most the {steps} steps of {reveal} for {length} tokens, got {num_segments}"
+        )
 
 
 def arrangements(reference: str, counts: Mapping[str, int], num_segments: int) -> Iterator[Placement]:

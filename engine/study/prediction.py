@@ -44,15 +44,17 @@ class Losses:
         return cls(losses, found.gap_covariance)
 
     @classmethod
-    def read(cls, path: Path, models: Mapping[str, Denoiser]) -> "Losses":
-        """From the JSON of `unmask study importance`. Raises ValueError for a file of other models or of another kind,
-        OSError for one that cannot be read."""
+    def read(cls, path: Path, models: Mapping[str, Denoiser], length: int) -> "Losses":
+        """From the JSON of `unmask study importance` over windows of `length` tokens. Raises ValueError for a file of
+        other models, of another length or of another kind, OSError for one that cannot be read; both name it."""
         wanted = f"importance must be a file of unmask study importance, got {str(path)!r}"
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            bins, identities = content["bins"], content["identities"]
+            bins, identities, measured = content["bins"], content["identities"], content["length"]
             losses = {name: np.array([float(one["loss"][name]["value"]) for one in bins]) for name in content["models"]}
             covariance = np.array(content["gap_covariance"], dtype=np.float64)
+        except OSError as error:
+            raise type(error)(f"{wanted}, which cannot be read: {error.strerror}") from error
         except KeyError as error:
             raise ValueError(f"{wanted}, which lacks {error}; make it again with this version") from error
         except (ValueError, TypeError, AttributeError) as error:
@@ -68,6 +70,11 @@ class Losses:
                     f"importance must be of the same models, got another {name!r} in {path}: "
                     f"{place or 'it'} is {theirs} there and {ours} here"
                 )
+        if measured != length:
+            raise ValueError(
+                f"importance must be measured at the study's length of {length} tokens, got windows of {measured} in "
+                f"{path}"
+            )
         if not all(len(loss) and np.isfinite(loss).all() for loss in losses.values()):
             raise ValueError(f"{wanted}, which lacks losses or has some that are no numbers")
         others = (len(losses) - 1) * len(bins)

@@ -4,9 +4,11 @@
 The numbers of one scorer compare with each other only: another model, or the same one in fewer bits, gives others.
 """
 
+import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,6 +23,9 @@ from unmask.training.baselines import Trigram
 SMOLLM2, TRIGRAM = "smollm2", "trigram"
 FORMS = f"'none', {TRIGRAM!r}, {SMOLLM2!r}, a checkpoint folder, a .gguf file or a hub id"
 BATCH_TOKENS = 1024  # of one call, padding included: its logits are this many rows of the scorer's vocabulary
+FINGERPRINT_DIGITS = 12
+PROBE = "Fellow citizens, 12 of the 27 messages were read aloud\u2014thrice."
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of an element
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -59,6 +64,13 @@ class TrigramScorer:
             on_text()
         return Scores(nats, np.full(len(nats), np.shape(texts)[1]), np.zeros(len(nats), dtype=np.int64))
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Tells it from a trigram of other counts."""
+        orders = ((one.codes, one.counts) for one in self.trigram.orders)  # its contexts follow
+        arrays = [np.ascontiguousarray(array, np.int64) for order in orders for array in order]
+        return _digest([repr((self.trigram.vocab_size, [len(array) for array in arrays])).encode(), *arrays])
+
 
 class Scorer:
     """A causal language model and its tokenizer, which read decoded texts.
@@ -75,6 +87,22 @@ class Scorer:
 
     def __init__(self, model, tokenizer, *, name: str, context: int, bos: int | None) -> None:
         self.model, self.tokenizer, self.name, self.context, self.bos = model, tokenizer, name, context, bos
+
+    @cached_property
+    def fingerprint(self) -> str | None:
+        """Tells it from a scorer of other weights, tokens or context; None for a model that shows no weights.
+
+        Of each tensor the sum of its bits as whole numbers counts, which is the same in any order, and some of them.
+        """
+        if not hasattr(self.model, "state_dict"):
+            return None
+        ids = list(self.tokenizer(PROBE, add_special_tokens=False)["input_ids"])
+        parts = [repr((self.context, self.bos, ids)).encode()]
+        for name, tensor in sorted(self.model.state_dict().items()):
+            bits = tensor.detach().view(_BITS[tensor.element_size()]).flatten()
+            some = bits[:: max(1, len(bits) // 1024)].tolist()
+            parts.append(repr((name, str(tensor.dtype), tuple(tensor.shape), bits.sum().item(), some)).encode())
+        return _digest(parts)
 
     @torch.inference_mode()
     def score(self, texts: Sequence[str], on_text: Callable[[], object] = lambda: None) -> Scores:
@@ -106,6 +134,13 @@ class Scorer:
             losses = F.cross_entropy(row[: max(0, length - 1)].float(), text[1 : max(1, length)], reduction="none")
             found.append(losses.double().sum().item())
         return found
+
+
+def _digest(parts: Iterable[bytes | np.ndarray]) -> str:
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part)
+    return found.hexdigest()[:FINGERPRINT_DIGITS]
 
 
 def _batches(lengths: list[int]) -> Iterator[np.ndarray]:

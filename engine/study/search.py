@@ -23,7 +23,7 @@ from unmask.schedule import Schedule
 from unmask.study.bootstrap import Interval
 from unmask.study.evaluate import Columns, TextScorer, check_num_samples, check_readable, columns_of, scores_of
 from unmask.study.identity import identity
-from unmask.study.placements import Placement
+from unmask.study.placements import Placement, check_segments
 from unmask.study.prices import Prices
 from unmask.study.ranking import EXACT, RATIO, Search, ranked
 from unmask.study.record import Finished, Record
@@ -69,7 +69,7 @@ def search(
     study.check_ranking(scorer, log_law)
     watch, record = watch or Watch(), None
     if folder is not None:
-        settings = study.settings(None if scorer is None else scorer.name)
+        settings = study.settings(scorer)
         record = Record(folder, settings, study.steps, study.vocab_size, watch.tell)
     runs = _Runs(study, scorer, log_law, record, whole, watch)
     with watch:
@@ -98,6 +98,7 @@ class _Study:
         check_num_samples(num_samples)
         self.samplers = [self._sampler(one) for one in self.placements]
         self.samplers[0].plan(1, length, seed=seed)  # refuses a bad length or seed
+        check_segments(len(self.placements[0].models), reveal, length)
         self.prices = Prices(self.models, reveal, num_samples=num_samples, length=length, seed=seed)
         self.steps = self.prices.reveal_step
         self.steps_models = [self.prices.models_of(one.schedule) for one in self.placements]
@@ -125,8 +126,11 @@ class _Study:
             raise ValueError("scorer must be given to rank schedules, or the law of the data, got neither")
         check_readable(scorer, self.tokenizer)
 
-    def settings(self, scorer: str | None) -> dict:
+    def settings(self, scorer: TextScorer | None) -> dict:
         """All that decides a schedule's texts and scores; which schedules there are does not."""
+        told = None
+        if scorer is not None:
+            told = {"name": scorer.name, "fingerprint": getattr(scorer, "fingerprint", None)}
         return {
             "models": {name: identity(model) for name, model in self.models.items()},
             "num_samples": self.num_samples,
@@ -134,7 +138,7 @@ class _Study:
             "reveal": str(self.reveal),
             "seed": self.seed,
             "choose": asdict(self.choose),
-            "scorer": scorer,
+            "scorer": told,
         }
 
 

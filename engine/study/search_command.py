@@ -39,7 +39,7 @@ from unmask.study.commands import (
 )
 from unmask.study.evaluate import check_num_samples
 from unmask.study.importance import importance, num_batches
-from unmask.study.placements import Placement, arrangements, num_arrangements
+from unmask.study.placements import Placement, arrangements, check_segments, num_arrangements
 from unmask.study.prediction import Losses, Prediction, exposure
 from unmask.study.prices import Prices
 from unmask.study.ranking import Search
@@ -52,10 +52,11 @@ from unmask.study.search_report import search_table
 from unmask.training.config import TrainConfig
 
 EXAMPLE = (
-    "Examples:  unmask study search --light 2 -n 64 --out runs/search  (all 28 placements of two light segments)    "
+    "Examples:  unmask study search --light 2 -n 64 --scorer trigram --out runs/search  (all 28 placements of two "
+    "light segments)    "
     "unmask study search --saving 0.25 --importance runs/importance/importance.json --out runs/search"
 )
-NUM_LIGHT = 2
+NUM_LIGHT, NUM_VERIFIED = 2, 5
 BINS = 16
 WIDTH = 120
 
@@ -91,13 +92,16 @@ def search_command(
             "the head), sample those that the loss gap by mask rate promises most of."
         ),
     ] = None,
-    verify: Annotated[int, typer.Option(help="With --saving: how many of them.")] = 5,
+    verify: Annotated[
+        int | None, typer.Option(help=f"With --saving: how many of them. Default: {NUM_VERIFIED}.")
+    ] = None,
     importance_file: Annotated[
         Path | None,
         typer.Option(
             "--importance",
             metavar="FILE",
-            help="importance.json of the same models, for predictions. Default with --saving: measured on --data.",
+            help="importance.json of the same models and length, for predictions. Default with --saving: measured on "
+            "--data.",
         ),
     ] = None,
     num_samples: Annotated[int, typer.Option("--num-samples", "-n", help="Samples of each schedule.")] = 64,
@@ -140,8 +144,11 @@ def search_command(
     """  # noqa: E501
     names = list(named_sources(model))
     if saving is None:
+        if verify is not None:
+            raise ValueError(f"verify must be given with saving, as it counts what is predicted, got {verify} alone")
         placements = _placements(names, segments, light, place)
     else:
+        verify = NUM_VERIFIED if verify is None else verify
         placements = _candidates(names, segments, light, place, saving, verify)
     check_num_samples(num_samples)
     _check_ranking(scorer)
@@ -153,19 +160,19 @@ def search_command(
     models = load_models(named_sources(model), dtype, device, tokenizer)
     check_compatible(models)
     length = longest(models) if length is None else length
+    check_segments(segments, policy, length)
     prediction = None
     if saving is not None or importance_file is not None:
         exposure(policy, length, 1)  # refuses a policy that nothing can be predicted of
         if importance_file is None:
             losses = _measured(models, heldout_windows(data, heldout_share, tokenizer_of(models), length, windows))
         else:
-            losses = Losses.read(importance_file, models)
+            losses = Losses.read(importance_file, models, length)
         prediction = Prediction(losses, policy, length)
     if saving is not None:
         prices = Prices.typical(models, policy, length=length, seed=seed)
         placements = best_predicted(placements, prices, prediction.of, saving=saving, number=verify)
-    out.mkdir(exist_ok=True)
-    found = search(
+    found = search(  # makes the folder when all is loaded and sound
         models,
         placements,
         num_samples=num_samples,
