@@ -1,4 +1,4 @@
-"""The bundled pair: small enough, made for each other, described by numbers that were measured."""
+"""The bundled models: small enough, made for each other, described by numbers that were measured."""
 
 import json
 
@@ -9,15 +9,23 @@ from unmask.checkpoints import ASSETS, bundled
 from unmask.training.corpus import END_OF_TEXT, MASK
 
 PAIR = ("sotu-heavy", "sotu-light")
+OTHERS = ("sotu-exit", "sotu-scratch")  # light models made in other ways
 
 
 def metrics(name):
     return json.loads((ASSETS / name / "metrics.json").read_text())
 
 
-def test_the_pair_is_there_and_small():
-    assert bundled() == list(PAIR)
-    assert sum((ASSETS / name / "model.safetensors").stat().st_size for name in PAIR) <= 16_000_000
+def test_they_are_there_and_small():
+    assert bundled() == sorted(PAIR + OTHERS)
+    assert sum((ASSETS / name / "model.safetensors").stat().st_size for name in PAIR + OTHERS) <= 16_000_000
+
+
+def test_all_light_models_fit_the_heavy_one():
+    models = unmask.load_all({name: name for name in (*PAIR, *OTHERS)})
+    assert {name: model.spec.num_blocks for name, model in models.items()}.items() >= dict.fromkeys(OTHERS, 4).items()
+    assert models["sotu-exit"].embedding is models["sotu-heavy"].embedding
+    unmask.Sampler(models, schedule=" ".join(f"{name}:25%" for name in models), reveal=unmask.Fixed(4)).plan(1)
 
 
 def test_the_pair_fits_together():
@@ -28,13 +36,13 @@ def test_the_pair_fits_together():
     unmask.Sampler({"heavy": heavy, "light": light}, schedule="light:50% heavy:50%", reveal=unmask.Fixed(2)).plan(1)
 
 
-@pytest.mark.parametrize("name", PAIR)
+@pytest.mark.parametrize("name", PAIR + OTHERS)
 def test_cards_give_the_measured_numbers(name):
     card = (ASSETS / name / "README.md").read_text()
     measured = metrics(name)
     assert measured["num_parameters"] == unmask.load(name).spec.num_parameters
     told = [
-        *(f"{metrics(one)['heldout']['bits_per_byte']:.3f} ±" for one in PAIR),
+        *(f"{metrics(one)['heldout']['bits_per_byte']:.3f} ±" for one in PAIR + OTHERS),
         f"{measured['unigram_bits_per_byte']:.3f}",
         f"{measured['trigram_bits_per_byte']:.3f}",
         f"{measured['num_parameters']:,}",
@@ -44,7 +52,7 @@ def test_cards_give_the_measured_numbers(name):
     assert measured["heldout"]["bits_per_byte"] < measured["unigram_bits_per_byte"]
 
 
-@pytest.mark.parametrize("name", PAIR)
+@pytest.mark.parametrize("name", PAIR + OTHERS)
 def test_the_log_reaches_the_end(name):
     lines = [json.loads(line) for line in (ASSETS / name / "log.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in lines]

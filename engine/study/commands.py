@@ -12,6 +12,7 @@ import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 from tokenizers import Tokenizer
 
 from unmask.denoiser import Denoiser
@@ -22,6 +23,7 @@ from unmask.training.baselines import Trigram
 from unmask.training.corpus import Stream, read_documents, split
 
 BATCH = 16
+WIDTH = 200  # of tables where there is no terminal, which would count as 80 columns wide and cut them
 LINE_SECONDS = 10.0  # between two lines of progress where there is no terminal
 ScorerDtype = Annotated[
     str, typer.Option(help="float32 or bfloat16, for a language model that reads; not for trigram.")
@@ -132,3 +134,10 @@ def _lines() -> Callable[[str, int, int], object]:
 
 def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
+
+
+def show(table: Table) -> None:
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(WIDTH, console.width)
+    console.print(table)

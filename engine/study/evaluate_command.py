@@ -8,7 +8,6 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from rich.console import Console
 from tokenizers import Tokenizer
 
 from unmask.choose import Categorical
@@ -36,6 +35,7 @@ from unmask.study.commands import (
     longest,
     phases,
     say,
+    show,
     tokenizer_of,
 )
 from unmask.study.distance import check_installed
@@ -148,7 +148,7 @@ def evaluate_command(
     if as_json:
         print(json.dumps(found.to_json()))
     else:
-        Console().print(quality_table(found))
+        show(quality_table(found))
     if out is not None:
         save_json(found.to_json(), out / "evaluate.json")
 

@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from unmask.checkpoints import load_all
 from unmask.options import AsJson, Model, Threads, named_sources, set_threads
 from unmask.study import plots
-from unmask.study.commands import BATCH, check_folder, counted, heldout_windows, longest, tokenizer_of
+from unmask.study.commands import BATCH, check_folder, counted, heldout_windows, longest, show, tokenizer_of
 from unmask.study.importance import Importance, importance, num_batches
 from unmask.study.record import save_json
 from unmask.training.config import TrainConfig
@@ -49,7 +48,7 @@ def importance_command(
     if as_json:
         print(json.dumps(found.to_json()))
     else:
-        Console().print(_table(found))
+        show(_table(found))
     if out is not None:
         _save(found, out)
 

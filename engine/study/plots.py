@@ -21,7 +21,7 @@ def plot_importance(found: Importance, stem: Path) -> list[Path]:
     """Losses on the left; gaps and divergences on the right. Writes `stem` with each of FORMATS."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9.6, 3.8), layout="constrained")
+    figure = Figure(figsize=(9.6, 3.9 + 0.2 * len(found.models)), layout="constrained")
     left, right = figure.subplots(1, 2, sharex=True)
     rates = [(one.low + one.high) / 2 for one in found.bins]
     for name, colour in zip(found.models, cycle(COLOURS), strict=False):
@@ -37,7 +37,8 @@ def plot_importance(found: Importance, stem: Path) -> list[Path]:
         axes.set(xlabel="share of positions still masked: 1 is the start of a text", xlim=(1, 0))
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize="small")
+        # Below, as the curves of many models leave no corner free.
+        axes.legend(frameon=False, fontsize="small", ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
     paths = [stem.with_suffix(f".{kind}") for kind in FORMATS]
     for path in paths:
         figure.savefig(path, dpi=160)

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from rich.console import Console
 
 from unmask.choose import Categorical
 from unmask.denoiser import Denoiser, check_compatible
@@ -35,6 +34,7 @@ from unmask.study.commands import (
     heldout_windows,
     load_reader,
     longest,
+    show,
     tokenizer_of,
 )
 from unmask.study.evaluate import check_num_samples
@@ -58,7 +58,6 @@ EXAMPLE = (
 )
 NUM_LIGHT, NUM_VERIFIED = 2, 5
 BINS = 16
-WIDTH = 120
 
 
 def search_command(
@@ -194,10 +193,7 @@ def _publish(found: Search, out: Path, as_json: bool) -> None:
     if as_json:
         print(json.dumps(found.to_json()))
     else:
-        console = Console()
-        if not console.is_terminal:  # it counts as 80 columns wide, which would cut the table
-            console.width = max(WIDTH, console.width)
-        console.print(search_table(found))
+        show(search_table(found))
     save_json(found.to_json(), out / "search.json")
     plot_search(found, out / "search")
 
