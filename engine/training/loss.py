@@ -21,6 +21,11 @@ class Teaching(NamedTuple):
     bias: Tensor | None
     share: Tensor
 
+    def rows(self, part: slice, dtype: torch.dtype, mask_id: int) -> tuple[Tensor, Tensor]:
+        """log q [rows, V] and the share [rows, 1] of some rows; the product is in `dtype`."""
+        log_law = _log_law(self.hidden[part].to(dtype), self.weight.to(dtype), self.bias, mask_id)
+        return log_law, self.share[part, None]
+
 
 def head_loss(
     hidden: Tensor,
@@ -51,11 +56,11 @@ class _HeadLoss(torch.autograd.Function):
         of_hidden, of_weight, of_bias = torch.empty_like(rows), torch.zeros_like(weight), torch.zeros_like(bias)
         total = torch.zeros((), dtype=torch.float32)
         with torch.autocast("cpu", enabled=False):
-            taught = _teacher(teaching, dtype)
             for start in range(0, len(rows), CHUNK_ROWS):
                 part = slice(start, start + CHUNK_ROWS)
                 log_law = _log_law(rows[part], head, bias, mask_id)
-                loss, slope = _row_losses(log_law, targets[part], taught and taught.at(part, mask_id))
+                taught = None if teaching is None else teaching.rows(part, dtype, mask_id)
+                loss, slope = _row_losses(log_law, targets[part], taught)
                 total += scale[part] @ loss
                 slope *= scale[part, None]
                 of_bias += slope.sum(0)
@@ -68,21 +73,6 @@ class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, upstream):
         return *(gradient * upstream for gradient in ctx.saved_tensors), None, None, None, None
-
-
-class _Teacher(NamedTuple):
-    teaching: Teaching
-
-    def at(self, part: slice, mask_id: int) -> tuple[Tensor, Tensor]:
-        """log q [rows, V] and the share [rows, 1] of some rows."""
-        hidden, weight, bias, share = self.teaching
-        return _log_law(hidden[part], weight, bias, mask_id), share[part, None]
-
-
-def _teacher(teaching: Teaching | None, dtype: torch.dtype) -> _Teacher | None:
-    if teaching is None:
-        return None
-    return _Teacher(teaching._replace(hidden=teaching.hidden.to(dtype), weight=teaching.weight.to(dtype)))
 
 
 def _log_law(hidden: Tensor, weight: Tensor, bias: Tensor | None, mask_id: int) -> Tensor:

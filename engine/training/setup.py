@@ -84,7 +84,6 @@ def sized(config: TrainConfig, origin: Checkpoint | None) -> TrainConfig:
 def resumed(before: TrainConfig, config: TrainConfig, folder: Path) -> TrainConfig:
     """The options to go on with: those from before, but for the number of steps."""
     wanted = replace(config, dtype=before.dtype) if config.dtype == "auto" else config
-    before = replace(before, **{name: getattr(before, name) or getattr(wanted, name) for name in SIZES})
     for name, value in asdict(before).items():
         got = getattr(wanted, name)
         if got != value and name != "steps":
