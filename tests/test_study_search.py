@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -18,8 +17,9 @@ from toys import MASK, HiddenMarkov, Toy, random_dit
 
 from unmask import Ancestral, Categorical, FirstHitting, Fixed, LogitsDenoiser, Order, Sampler, cli, load
 from unmask.denoiser import Batch, DenoiserSpec
-from unmask.study import search_command
-from unmask.study.placements import Placement, arrangements
+from unmask.study import replay, search_command
+from unmask.study import search as search_module
+from unmask.study.placements import SHAPES, Placement, arrangements
 from unmask.study.prediction import Losses
 from unmask.study.prices import Prices
 from unmask.study.record import Record
@@ -157,7 +157,7 @@ def texts_of(models, folder, placement, **options):
     """What a search recorded of a placement."""
     settings = json.loads((folder / "settings.json").read_text())
     prices = Prices(models, options["reveal"], **{name: options[name] for name in ("num_samples", "length", "seed")})
-    record = Record(folder, settings, prices.reveal_step, 10**6, print)
+    record = Record(folder, settings, None, prices.reveal_step, 10**6, print)
     return record.load(str(placement)).texts, prices
 
 
@@ -324,28 +324,34 @@ class Counted:
 
     name, reads_ids = "counted", True
 
-    def __init__(self, *fingerprint):
+    def __init__(self, *fingerprint, twice=1):
+        self.twice = twice
         if fingerprint:
             (self.fingerprint,) = fingerprint
 
     def score(self, texts, on_text):
-        return Scores(1.0 + texts.sum(1), np.full(len(texts), texts.shape[1]), np.zeros(len(texts), np.int64))
+        return Scores(
+            1.0 + self.twice * texts.sum(1), np.full(len(texts), texts.shape[1]), np.zeros(len(texts), np.int64)
+        )
 
 
-def test_another_scorer_of_the_same_name_in_the_folder_is_an_error(tmp_path):
-    small(tmp_path / "plain", scorer=Counted())
-    small(tmp_path / "plain", scorer=Counted())
-    small(tmp_path / "marked", scorer=Counted("0a"))
-    small(tmp_path / "marked", scorer=Counted("0a"))
-    settings = json.loads((tmp_path / "marked" / "settings.json").read_text())
-    assert settings["scorer"] == {"name": "counted", "fingerprint": "0a"}
-    for folder, scorer, message in (
-        ("plain", Counted("0a"), "where scorer.fingerprint is None, not '0a'"),
-        ("marked", Counted("0b"), "where scorer.fingerprint is '0a', not '0b'"),
-        ("marked", None, "where scorer is {'name': 'counted', 'fingerprint': '0a'}, not None"),
-    ):
-        with pytest.raises(ValueError, match=re.escape(message)):
-            small(tmp_path / folder, scorer=scorer)
+def test_another_scorer_reads_the_texts_that_are_there(tmp_path, monkeypatch):
+    """Also one of the same name; only what was not sampled yet is sampled."""
+    plain, other = small(tmp_path / "plain", scorer=Counted()), small(tmp_path / "other", scorer=Counted("0b", twice=2))
+    assert plain.rows != other.rows
+    lost = sorted((tmp_path / "plain" / "schedules").iterdir())[1]
+    lost.unlink()
+    sampled = []
+    monkeypatch.setattr(
+        search_module, "sample_from", lambda *run, **options: sampled.append(run) or sample(*run, **options)
+    )
+    sample, watch = replay.sample_from, Kept()
+    found = small(tmp_path / "plain", watch, scorer=Counted("0b", twice=2))
+    assert measured(found) == measured(other) and len(sampled) == 1 and len(watch.finished) == 5 and not watch.told
+    assert measured(small(tmp_path / "plain", watch, scorer=Counted("0b", twice=2))) == measured(other)
+    assert len(sampled) == 1 and len(watch.finished) == 5
+    assert measured(small(tmp_path / "plain", watch)) == measured(small(tmp_path / "none"))
+    assert len(watch.finished) == 5
 
 
 def test_damaged_files_are_done_again(tmp_path):
@@ -376,7 +382,7 @@ def test_no_wrong_byte_goes_unseen(tmp_path):
     models, placement = {"heavy": markov(0), "light": markov(1)}, Placement(("heavy",) * 4)
     prices, told = Prices(models, Ancestral(4), num_samples=12, length=4, seed=1), []
     settings = json.loads((tmp_path / "settings.json").read_text())
-    record = Record(tmp_path, settings, prices.reveal_step, 4, told.append)
+    record = Record(tmp_path, settings, None, prices.reveal_step, 4, told.append)
     assert record.load(str(placement)) is not None
     path = record.file(str(placement))
     content = path.read_bytes()
@@ -551,6 +557,21 @@ def test_the_command_writes_table_json_and_plots(scored, tmp_path, monkeypatch, 
     assert json.loads(again.out) == saved and again.err == "search: 11 of 11 schedules were finished earlier\n"
     assert run(monkeypatch, *options, "--seed", 1) == 2
     assert "where seed is 0, not 1" in capsys.readouterr().err
+
+
+def test_the_published_shapes_alone(scored, tmp_path, monkeypatch, capsys):
+    options = (*SMALL, "--segments", 6, "--published", "--json", "--out", tmp_path / "found")
+    assert run(monkeypatch, *options, "--light", 1, "--light", 2) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    found = {(row["models"].count("light"), shape) for row in rows for shape in row["shapes"]}
+    one = {(1, shape) for shape in ("light first", "light last", "light middle", "random")}
+    assert found == one | {(2, shape) for shape in SHAPES} and all(row["shapes"] for row in rows[1:])
+    for wrong, message in (
+        (("--light", 6), "published shapes must leave 'heavy' a segment, got 6 of 6 light"),
+        (("--saving", 0.3), "published must be given with segments"),
+    ):
+        assert run(monkeypatch, *options, *wrong) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_a_table_that_goes_to_no_terminal_is_whole(scored, tmp_path, monkeypatch, capsys):

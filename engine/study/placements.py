@@ -101,6 +101,23 @@ def shapes(num_segments: int, num_light: int) -> dict[str, tuple[int, ...]]:
     return {**found, "random": next((one for one in drawn if one not in found.values()), drawn[0])}
 
 
+def published_shapes(reference: str, counts: Mapping[str, int], num_segments: int) -> list[Placement]:
+    """The placements of one light model, with as many segments as `counts` says, that have a published shape.
+
+    Raises ValueError for several light models, or where there is no shape.
+    """
+    num_arrangements(counts, num_segments)
+    (name, num_light), *others = counts.items()
+    if others:
+        raise ValueError(f"published shapes must be of one model beside {reference!r}, got {', '.join(counts)}")
+    found = set(shapes(num_segments, num_light).values())
+    if not found:
+        raise ValueError(
+            f"published shapes must leave {reference!r} a segment, got {num_light} of {num_segments} light"
+        )
+    return [Placement(tuple(name if i in light else reference for i in range(num_segments))) for light in sorted(found)]
+
+
 def shapes_of(placement: Placement, reference: str) -> tuple[str, ...]:
     """The published shapes that a placement has, none if it is of more than one model beside `reference`."""
     light = tuple(i for i, name in enumerate(placement.models) if name != reference)

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +16,13 @@ from unmask.study.identity import first_difference
 from unmask.study.replay import Texts
 from unmask.study.scorer import Scores
 
-FORMAT = 1
+FORMAT = 2
 SETTINGS, SCHEDULES = "settings.json", "schedules"
 
 
 @dataclass(frozen=True, eq=False)
 class Finished:
-    """A schedule's texts, and what a scorer said of them; None without one."""
+    """A schedule's texts, and what the scorer said of them; None without one, or before."""
 
     texts: Texts
     scores: Scores | None
@@ -31,16 +31,24 @@ class Finished:
 class Record:
     """What a folder knows of a search.
 
-    settings: everything that decides the texts and scores of a schedule, for JSON. A folder of other settings is an
-    error; a settings file that cannot be read is written anew. reveal_step: int32 [num_samples, length], as every
-    schedule has it. num_ids: token ids lie below. tell hears of files that are damaged or of another search; they count
-    as missing.
+    settings: everything that decides the texts of a schedule, for JSON. A folder of other settings is an error; a
+    settings file that cannot be read is written anew. scorer: what tells the scorer from others, for JSON, None without
+    one; of what another one scored, the texts are taken and the scores are missing. reveal_step: int32 [num_samples,
+    length], as every schedule has it. num_ids: token ids lie below. tell hears of files that are damaged or of another
+    search; they count as missing.
     """
 
     def __init__(
-        self, folder: Path, settings: dict, reveal_step: np.ndarray, num_ids: int, tell: Callable[[str], object]
+        self,
+        folder: Path,
+        settings: dict,
+        scorer: dict | None,
+        reveal_step: np.ndarray,
+        num_ids: int,
+        tell: Callable[[str], object],
     ) -> None:
         self.folder, self.reveal_step, self.num_ids, self.tell = folder, reveal_step, num_ids, tell
+        self._scorer = json.dumps(scorer, sort_keys=True)
         self.settings = json.loads(json.dumps({"format": FORMAT, **settings}))
         (folder / SCHEDULES).mkdir(parents=True, exist_ok=True)
         known = self._known_settings()
@@ -84,7 +92,7 @@ class Record:
             arrays |= {"nats": scores.nats, "num_tokens": scores.num_tokens, "num_cut": scores.num_cut}
         arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         seconds = json.dumps(texts.seconds)
-        about = {"schedule": schedule, "settings": self._digest, "seconds": seconds}
+        about = {"schedule": schedule, "settings": self._digest, "scorer": self._scorer, "seconds": seconds}
         content = save(arrays, {**about, "checksum": _checksum(about, arrays)})
         replace_whole(self.file(schedule), lambda file: file.write_bytes(content))
 
@@ -109,13 +117,14 @@ class Record:
             raise ValueError(f"it is of schedule {about['schedule']!r}")
         if about["settings"] != self._digest:
             raise ValueError("it is of other settings")
-        return self._checked(arrays, json.loads(about["seconds"]))
+        finished = self._checked(arrays, json.loads(about["seconds"]), scored=about["scorer"] != "null")
+        return finished if about["scorer"] == self._scorer else replace(finished, scores=None)
 
-    def _checked(self, arrays: dict[str, np.ndarray], seconds: float | None) -> Finished:
+    def _checked(self, arrays: dict[str, np.ndarray], seconds: float | None, scored: bool) -> Finished:
         shape = self.reveal_step.shape
         columns = ("nats", np.float64), ("num_tokens", np.int64), ("num_cut", np.int64)
         expected = {"tokens": (shape, np.int32), "logprobs": (shape, np.float32), "reveal_step": (shape, np.int32)}
-        if self.settings["scorer"] is not None:
+        if scored:
             expected |= {name: (shape[:1], dtype) for name, dtype in columns}
         found = {name: (array.shape, array.dtype.type) for name, array in arrays.items()}
         if found != expected:

@@ -58,7 +58,8 @@ def search(
     models: by name; the first, alone at all steps, is what the others are compared with and always part of the study.
     placements: of equally many segments. scorer: ranks by perplexity; log_law: log p [S] of token ids [S, L], ranks by
     exact loss where the data's law is known. predict: extra loss of a schedule, as `Prediction.interval`. folder: where
-    finished schedules are kept; what it holds of the same search is not done again. whole: run every schedule from its
+    finished schedules are kept; what it holds of the same search is not done again, and what another scorer read there
+    is read again but not sampled. whole: run every schedule from its
     first step, which takes longer and tells the seconds of each.
 
     Raises:
@@ -69,8 +70,7 @@ def search(
     study.check_ranking(scorer, log_law)
     watch, record = watch or Watch(), None
     if folder is not None:
-        settings = study.settings(scorer)
-        record = Record(folder, settings, study.steps, study.vocab_size, watch.tell)
+        record = Record(folder, study.settings(), _told(scorer), study.steps, study.vocab_size, watch.tell)
     runs = _Runs(study, scorer, log_law, record, whole, watch)
     with watch:
         runs.run()
@@ -126,11 +126,8 @@ class _Study:
             raise ValueError("scorer must be given to rank schedules, or the law of the data, got neither")
         check_readable(scorer, self.tokenizer)
 
-    def settings(self, scorer: TextScorer | None) -> dict:
-        """All that decides a schedule's texts and scores; which schedules there are does not."""
-        told = None
-        if scorer is not None:
-            told = {"name": scorer.name, "fingerprint": getattr(scorer, "fingerprint", None)}
+    def settings(self) -> dict:
+        """All that decides a schedule's texts; which schedules there are does not."""
         return {
             "models": {name: identity(model) for name, model in self.models.items()},
             "num_samples": self.num_samples,
@@ -138,7 +135,6 @@ class _Study:
             "reveal": str(self.reveal),
             "seed": self.seed,
             "choose": asdict(self.choose),
-            "scorer": told,
         }
 
 
@@ -160,7 +156,9 @@ class _Runs:
         for index, placement in enumerate(study.placements):
             known = None if record is None else record.load(str(placement))
             if known is not None and not (whole and known.texts.seconds is None):
-                self._keep(index, known)
+                self.finished[index] = known
+                if scorer is None or known.scores is not None:
+                    self._measure(index)
         self.starts = self._plan(whole)
 
     def _plan(self, whole: bool) -> dict[int, tuple[int | None, Start]]:
@@ -176,19 +174,24 @@ class _Runs:
 
     def run(self) -> None:
         study, watch = self.study, self.watch
+        left = [index for index in range(len(study.placements)) if index not in self.columns]
         flops = sum(self._cost(index).total.total for index in self.starts)
-        texts = 0 if self.scorer is None else len(self.starts) * study.num_samples
-        watch.start(len(study.placements), len(self.finished), {"sampling": flops, "scoring": texts})
-        for index, (source, start) in self.starts.items():
+        texts = 0 if self.scorer is None else len(left) * study.num_samples
+        watch.start(len(study.placements), len(self.columns), {"sampling": flops, "scoring": texts})
+        for index in left:
             schedule = str(study.placements[index])
-            before = None if source is None else self.finished[source].texts
-            texts = sample_from(
-                study.samplers[index], start, before, study.steps, seed=study.seed, progress=_Calls(study.prices, watch)
-            )
-            self._keep(index, Finished(texts, self._scores(texts)))
+            texts = self._sampled(index) if index in self.starts else self.finished[index].texts
+            self.finished[index] = Finished(texts, self._scores(texts))
+            self._measure(index)
             if self.record is not None:
                 self.record.save(schedule, self.finished[index])
             watch.finish(schedule, self._news(index))
+
+    def _sampled(self, index: int) -> Texts:
+        source, start = self.starts[index]
+        before, steps = None if source is None else self.finished[source].texts, self.study.steps
+        calls = _Calls(self.study.prices, self.watch)
+        return sample_from(self.study.samplers[index], start, before, steps, seed=self.study.seed, progress=calls)
 
     def _cost(self, index: int) -> Cost:
         start = self.starts[index][1]
@@ -204,9 +207,9 @@ class _Runs:
             done.append(models)
         return made / (study.prices.num_events() * len(done))
 
-    def _keep(self, index: int, finished: Finished) -> None:
+    def _measure(self, index: int) -> None:
+        finished = self.finished[index]
         tokens = finished.texts.tokens.astype(np.int64)
-        self.finished[index] = finished
         self.columns[index] = columns_of(tokens, finished.scores, self.log_law)
 
     def _scores(self, texts: Texts) -> Scores | None:
@@ -221,6 +224,13 @@ class _Runs:
             return "finished"
         less = here[0].sum() / here[1].sum() - first[0].sum() / first[1].sum()
         return f"{less:+.3f} nats/token" if self.log_law is not None else f"perplexity × {math.exp(less):.3f}"
+
+
+def _told(scorer: TextScorer | None) -> dict | None:
+    """What tells a scorer from others."""
+    if scorer is None:
+        return None
+    return {"name": scorer.name, "fingerprint": getattr(scorer, "fingerprint", None)}
 
 
 class _Calls(Progress):

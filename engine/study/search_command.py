@@ -39,7 +39,7 @@ from unmask.study.commands import (
 )
 from unmask.study.evaluate import check_num_samples
 from unmask.study.importance import importance, num_batches
-from unmask.study.placements import Placement, arrangements, check_segments, num_arrangements
+from unmask.study.placements import Placement, arrangements, check_segments, num_arrangements, published_shapes
 from unmask.study.prediction import Losses, Prediction, exposure
 from unmask.study.prices import Prices
 from unmask.study.ranking import Search
@@ -65,7 +65,7 @@ def search_command(
         Path,
         typer.Option(
             help="Folder for search.json, .png and .svg, and for every finished schedule: the same command goes on "
-            "where it was stopped."
+            "where it was stopped, and with another --scorer it reads the same texts."
         ),
     ],
     model: Model = None,
@@ -84,6 +84,14 @@ def search_command(
             "times for several mixes.",
         ),
     ] = None,
+    published: Annotated[
+        bool,
+        typer.Option(
+            "--published",
+            help="Of these placements, the published shapes only: light first, last, in the middle, at both ends, "
+            "interleaved, at random.",
+        ),
+    ] = False,
     saving: Annotated[
         float | None,
         typer.Option(
@@ -145,8 +153,10 @@ def search_command(
     if saving is None:
         if verify is not None:
             raise ValueError(f"verify must be given with saving, as it counts what is predicted, got {verify} alone")
-        placements = _placements(names, segments, light, place)
+        placements = _placements(names, segments, light, place, published)
     else:
+        if published:
+            raise ValueError("published must be given with segments, as saving has its own placements, got both")
         verify = NUM_VERIFIED if verify is None else verify
         placements = _candidates(names, segments, light, place, saving, verify)
     check_num_samples(num_samples)
@@ -198,7 +208,9 @@ def _publish(found: Search, out: Path, as_json: bool) -> None:
     plot_search(found, out / "search")
 
 
-def _placements(names: list[str], segments: int, light: list[int] | None, place: list[str] | None) -> list[Placement]:
+def _placements(
+    names: list[str], segments: int, light: list[int] | None, place: list[str] | None, published: bool
+) -> list[Placement]:
     """Every placement of every mix that is asked for; the mixes are counted before anything is made."""
     _check_two(names)
     if light and place:
@@ -209,6 +221,8 @@ def _placements(names: list[str], segments: int, light: list[int] | None, place:
         raise ValueError(f"place must say how many segments {', '.join(names[1:])} take, such as '{names[1]}:2'")
     else:
         mixes = [{names[1]: count} for count in light or [NUM_LIGHT]]
+    if published:
+        return [one for mix in mixes for one in published_shapes(names[0], mix, segments)]
     number = 1 + sum(num_arrangements(mix, segments) for mix in mixes)
     if number > MAX_SCHEDULES:
         raise ValueError(
