@@ -193,6 +193,13 @@ def test_the_command_writes_table_json_and_plots(corpus, tmp_path, monkeypatch, 
     with pytest.raises(SystemExit):
         run(monkeypatch, *options, "--json")
     assert json.loads(capsys.readouterr().out) == saved
+    assert saved["kind"] == "importance" and saved["machine"]["torch"] == torch.__version__
+    assert saved["identities"]["heavy"]["dtype"] == "float32"
+    with pytest.raises(SystemExit):
+        run(monkeypatch, *options, "--dtype", "bfloat16", "--json")
+    narrow = json.loads(capsys.readouterr().out)
+    assert narrow["identities"]["heavy"]["dtype"] == "bfloat16"
+    assert 0 < abs(narrow["bins"][0]["gap"]["light"]["value"] - saved["bins"][0]["gap"]["light"]["value"]) < 0.02
 
 
 @pytest.mark.parametrize(

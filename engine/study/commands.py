@@ -17,12 +17,14 @@ from tokenizers import Tokenizer
 
 from unmask.denoiser import Denoiser
 from unmask.dtype import parse as parse_dtype
+from unmask.info import machine
 from unmask.study.evaluate import TextScorer
 from unmask.study.scorer import TRIGRAM, TrigramScorer, load_scorer, locate
 from unmask.training.baselines import Trigram
 from unmask.training.corpus import Stream, read_documents, split
 
 BATCH = 16
+SCHEMA = 1  # of result files
 WIDTH = 200  # of tables where there is no terminal, which would count as 80 columns wide and cut them
 LINE_SECONDS = 10.0  # between two lines of progress where there is no terminal
 ScorerDtype = Annotated[
@@ -134,6 +136,11 @@ def _lines() -> Callable[[str, int, int], object]:
 
 def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
+
+
+def result(kind: str, content: dict) -> dict:
+    """A result file: its kind and the machine before the content."""
+    return {"kind": kind, "schema": SCHEMA, "machine": machine(), **content}
 
 
 def show(table: Table) -> None:

@@ -7,10 +7,19 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from unmask.checkpoints import load_all
-from unmask.options import AsJson, Model, Threads, named_sources, set_threads
+from unmask.options import (
+    AsJson,
+    Device,
+    Dtype,
+    Model,
+    Threads,
+    TokenizerFile,
+    load_models,
+    named_sources,
+    set_threads,
+)
 from unmask.study import plots
-from unmask.study.commands import BATCH, check_folder, counted, heldout_windows, longest, show, tokenizer_of
+from unmask.study.commands import BATCH, check_folder, counted, heldout_windows, longest, result, show, tokenizer_of
 from unmask.study.importance import Importance, importance, num_batches
 from unmask.study.record import save_json
 from unmask.training.config import TrainConfig
@@ -29,6 +38,9 @@ def importance_command(
     bins: Annotated[int, typer.Option(help="Equal parts of the mask rates.")] = 16,
     draws: Annotated[int, typer.Option(help="Masks of each window and bin.")] = 1,
     seed: Annotated[int, typer.Option(help="Of the masks.")] = 0,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    tokenizer: TokenizerFile = None,
     threads: Threads = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for importance.json, .png and .svg (needs matplotlib).")
@@ -40,17 +52,18 @@ def importance_command(
         plots.check_installed()
         check_folder(out)
     set_threads(threads)
-    models = load_all(named_sources(model))
+    models = load_models(named_sources(model), dtype, device, tokenizer)
     length = longest(models) if length is None else length
     text = heldout_windows(data, heldout_share, tokenizer_of(models), length, windows)
     with counted(num_batches(len(text), bins, draws, BATCH)) as advance:
         found = importance(models, text, bins=bins, draws=draws, batch_size=BATCH, seed=seed, on_batch=advance)
+    content = result("importance", found.to_json())
     if as_json:
-        print(json.dumps(found.to_json()))
+        print(json.dumps(content))
     else:
         show(_table(found))
     if out is not None:
-        _save(found, out)
+        _save(found, content, out)
 
 
 def _table(found: Importance) -> Table:
@@ -73,7 +86,7 @@ def _table(found: Importance) -> Table:
     return table
 
 
-def _save(found: Importance, folder: Path) -> None:
+def _save(found: Importance, content: dict, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
-    save_json(found.to_json(), folder / "importance.json")
+    save_json(content, folder / "importance.json")
     plots.plot_importance(found, folder / "importance")

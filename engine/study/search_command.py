@@ -34,6 +34,7 @@ from unmask.study.commands import (
     heldout_windows,
     load_reader,
     longest,
+    result,
     show,
     tokenizer_of,
 )
@@ -200,11 +201,12 @@ def search_command(
 
 
 def _publish(found: Search, out: Path, as_json: bool) -> None:
+    content = result("search", found.to_json())
     if as_json:
-        print(json.dumps(found.to_json()))
+        print(json.dumps(content))
     else:
         show(search_table(found))
-    save_json(found.to_json(), out / "search.json")
+    save_json(content, out / "search.json")
     plot_search(found, out / "search")
 
 
