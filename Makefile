@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/* csrc/cuda/*)
 
-.PHONY: env sample test bench gpu-check lint clean
+.PHONY: env sample test bench tables gpu-check lint clean
 
 env: .venv/ready
 
@@ -24,6 +24,10 @@ bench: env
 	$(BIN)/python -m benchmarks.sample_head --device cpu --threads 2 --out runs/bench/sample_head-cpu.json
 	$(if $(MDLM),$(BIN)/pip install --quiet --disable-pip-version-check einops)
 	$(BIN)/python -m benchmarks.step --device cpu --threads 2 $(if $(MDLM),--mdlm $(MDLM)) --out runs/bench/step-cpu.json
+
+# Writes the tables of README.md and of the scheduling page from benchmarks/results/.
+tables: env
+	$(BIN)/python -m benchmarks.tables
 
 # For a machine with an NVIDIA GPU, with the packages that its Python has: build, tests, benchmarks, in under ten minutes.
 gpu-check:
