@@ -17,8 +17,9 @@ from toys import HiddenMarkov, Toy
 from unmask import Ancestral, Categorical, FirstHitting, Sampler, cli, load, metrics
 from unmask.study import bootstrap, commands, scorer
 from unmask.study.bootstrap import MIN_UNITS
-from unmask.study.evaluate import columns_of, difference_of, evaluate
+from unmask.study.evaluate import evaluate
 from unmask.study.law import output_law
+from unmask.study.quality import columns_of, difference_of
 from unmask.study.report import quality_table
 from unmask.study.scorer import Scorer, Scores, TrigramScorer, load_scorer, locate
 from unmask.training import corpus

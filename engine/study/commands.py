@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from unmask.denoiser import Denoiser
 from unmask.dtype import parse as parse_dtype
 from unmask.info import machine
-from unmask.study.evaluate import TextScorer
+from unmask.study.quality import TextScorer
 from unmask.study.scorer import TRIGRAM, TrigramScorer, load_scorer, locate
 from unmask.training.baselines import Trigram
 from unmask.training.corpus import Stream, read_documents, split

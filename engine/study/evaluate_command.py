@@ -41,7 +41,8 @@ from unmask.study.commands import (
 from unmask.study.distance import check_installed
 from unmask.study.embedder import load_embedder
 from unmask.study.embedder import locate as locate_embedder
-from unmask.study.evaluate import check_num_samples, evaluate
+from unmask.study.evaluate import evaluate
+from unmask.study.quality import check_num_samples
 from unmask.study.record import save_json
 from unmask.study.report import quality_table
 from unmask.training.config import TrainConfig

@@ -10,9 +10,9 @@ from unmask.cost import Saving
 from unmask.schedule import Schedule
 from unmask.study import bootstrap
 from unmask.study.bootstrap import Interval
-from unmask.study.evaluate import Columns, Difference, Quality, difference_of, quality_of
 from unmask.study.placements import Placement, shapes_of
 from unmask.study.prices import SLACK, Prices
+from unmask.study.quality import Columns, Difference, Quality, difference_of, quality_of
 from unmask.study.record import Finished
 
 EXACT, RATIO = "exact_nll", "perplexity_ratio"  # what schedules are ranked by

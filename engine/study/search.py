@@ -21,10 +21,10 @@ from unmask.run import Run
 from unmask.sampler import Sampler
 from unmask.schedule import Schedule
 from unmask.study.bootstrap import Interval
-from unmask.study.evaluate import Columns, TextScorer, check_num_samples, check_readable, columns_of, scores_of
 from unmask.study.identity import identity
 from unmask.study.placements import Placement, check_segments
 from unmask.study.prices import Prices
+from unmask.study.quality import Columns, TextScorer, check_num_samples, check_readable, columns_of, scores_of
 from unmask.study.ranking import EXACT, RATIO, Search, ranked
 from unmask.study.record import Finished, Record
 from unmask.study.replay import Start, Texts, sample_from, start_of

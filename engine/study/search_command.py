@@ -38,11 +38,11 @@ from unmask.study.commands import (
     show,
     tokenizer_of,
 )
-from unmask.study.evaluate import check_num_samples
 from unmask.study.importance import importance, num_batches
 from unmask.study.placements import Placement, arrangements, check_segments, num_arrangements, published_shapes
 from unmask.study.prediction import Losses, Prediction, exposure
 from unmask.study.prices import Prices
+from unmask.study.quality import check_num_samples
 from unmask.study.ranking import Search
 from unmask.study.record import save_json
 from unmask.study.scorer import SMOLLM2, TRIGRAM
