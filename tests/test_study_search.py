@@ -28,7 +28,7 @@ from unmask.study.scorer import Scores
 from unmask.study.search import search
 from unmask.study.search_plot import _strips_shown, plot_search
 from unmask.study.search_progress import Forecast, Watch
-from unmask.study.search_report import letters_of
+from unmask.study.search_report import letters_of, search_table
 
 NUM_IDS, LENGTH, STEPS, SEGMENTS = 3, 4, 8, 4
 STATES = np.array(list(product(range(NUM_IDS + 1), repeat=LENGTH)))  # NUM_IDS stands for masked
@@ -134,6 +134,29 @@ def test_the_front_and_the_savings(known):
     sandwich = next(row for row in others if row.models == ("light", "heavy", "heavy", "light"))
     assert sandwich.shapes[0] == "sandwich" and sandwich.predicted is None
     json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_published_shapes_are_compared_in_pairs(known):
+    """Of one saving only; the interval is that of a difference of texts, not of two means."""
+    _, found = known
+    rows = {row.schedule: row for row in found.rows}
+    num = [sum(bool(row.shapes) for row in found.rows if row.models.count("light") == k) for k in (1, 2)]
+    assert len(found.pairs) == sum(n * (n - 1) // 2 for n in num) > 8
+    narrower = 0
+    for pair in found.pairs:
+        one, other = rows[pair.one], rows[pair.other]
+        assert one.shapes and other.shapes and one.models.count("light") == other.models.count("light")
+        assert pair.measure.value == pytest.approx(other.measure.value - one.measure.value)
+        assert pair.measure.low < pair.measure.value < pair.measure.high
+        wide = sum((row.measure.high - row.measure.low) ** 2 for row in (one, other)) ** 0.5
+        narrower += pair.measure.high - pair.measure.low < wide
+    assert narrower > len(found.pairs) / 2
+    first, last = (next(row for row in found.rows if name in row.shapes and row.models.count("light") == 2)
+                   for name in ("light first", "light last"))  # fmt: skip
+    better, worse = sorted((first, last), key=lambda row: row.rank)
+    pair = next(pair for pair in found.pairs if {pair.one, pair.other} == {first.schedule, last.schedule})
+    told = f"{better.shapes[0]} before {worse.shapes[0]}" in search_table(found).caption
+    assert told == (not pair.measure.low <= 0 <= pair.measure.high)
 
 
 # ---- Reuse ----

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from unmask.cost import Saving
 from unmask.schedule import Schedule
 from unmask.study import bootstrap
 from unmask.study.bootstrap import Interval
-from unmask.study.placements import Placement, shapes_of
+from unmask.study.placements import SHAPES, Placement, shapes_of
 from unmask.study.prices import SLACK, Prices
 from unmask.study.quality import Columns, Difference, Quality, difference_of, quality_of
 from unmask.study.record import Finished
@@ -52,8 +53,24 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Pair:
+    """Two schedules with published shapes that save alike: how the `other` one compares with `one`, text by text.
+
+    measure: as of `Row`, with `one` in the place of the first model alone.
+    """
+
+    one: str
+    other: str
+    measure: Interval
+
+    def to_json(self) -> dict:
+        return {**asdict(self), "measure": self.measure._asdict()}
+
+
+@dataclass(frozen=True)
 class Search:
-    """Rows by rank, the first model alone before them.
+    """Rows by rank, the first model alone before them; pairs of published shapes with the same number of segments for
+    each model.
 
     measure: "exact_nll", nats per token under the data's law less those of the first model alone, or
     "perplexity_ratio", the scorer's perplexity over that of the first model alone. calls_needed: the share of the
@@ -71,10 +88,12 @@ class Search:
     measure: str
     calls_needed: float
     rows: tuple[Row, ...]
+    pairs: tuple[Pair, ...]
 
     def to_json(self) -> dict:
         """What `unmask study search --json` prints; an interval is {"value", "low", "high"}."""
-        return {**asdict(self), "rows": [row.to_json() for row in self.rows]}
+        rows, pairs = ([one.to_json() for one in part] for part in (self.rows, self.pairs))
+        return {**asdict(self), "rows": rows, "pairs": pairs}
 
 
 def ranked(
@@ -89,7 +108,7 @@ def ranked(
     """
     drawn = bootstrap.resamples(len(scored[0][0].texts.tokens))  # the same for all: intervals are of pairs
     differences = [difference_of(scored[0][1], columns, drawn) for _, columns in scored]
-    measures = [one.measures.get(EXACT, one.perplexity_ratio) for one in differences]
+    measures = [_measure(one) for one in differences]
     if None in measures:
         raise ValueError("scorer must score some tokens of the texts, got none; take longer texts")
     costs = [prices.cost(one.schedule) for one in placements]
@@ -115,6 +134,26 @@ def ranked(
         )
         rows.append(row)
     return tuple(rows)
+
+
+def paired(placements: Sequence[Placement], scored: Sequence[tuple[Finished, Columns]]) -> tuple[Pair, ...]:
+    """Every two published shapes of one saving, in the order of `unmask.study.placements`; arguments as of `ranked`."""
+    drawn = bootstrap.resamples(len(scored[0][0].texts.tokens))
+    groups: dict[tuple, list[tuple[int, int]]] = {}
+    for index, placement in enumerate(placements):
+        for shape in shapes_of(placement, placements[0].models[0])[:1]:
+            mix = tuple(sorted((name, placement.models.count(name)) for name in set(placement.models)))
+            groups.setdefault(mix, []).append((SHAPES.index(shape), index))
+    found = []
+    for group in groups.values():
+        for (_, one), (_, other) in combinations(sorted(group), 2):
+            measure = _measure(difference_of(scored[one][1], scored[other][1], drawn))
+            found.append(Pair(str(placements[one]), str(placements[other]), measure))
+    return tuple(found)
+
+
+def _measure(difference: Difference) -> Interval | None:
+    return difference.measures.get(EXACT, difference.perplexity_ratio)
 
 
 def _front(points: Sequence[tuple[float, float]]) -> set[int]:

@@ -25,7 +25,7 @@ from unmask.study.identity import identity
 from unmask.study.placements import Placement, check_segments
 from unmask.study.prices import Prices
 from unmask.study.quality import Columns, TextScorer, check_num_samples, check_readable, columns_of, scores_of
-from unmask.study.ranking import EXACT, RATIO, Search, ranked
+from unmask.study.ranking import EXACT, RATIO, Search, paired, ranked
 from unmask.study.record import Finished, Record
 from unmask.study.replay import Start, Texts, sample_from, start_of
 from unmask.study.scorer import Scores
@@ -259,4 +259,5 @@ def _found(study: _Study, runs: _Runs, predict: Callable[[Schedule], Interval] |
         measure=RATIO if runs.log_law is None else EXACT,
         calls_needed=runs.calls_needed,
         rows=ranked(study.placements, scored, prices, predict),
+        pairs=paired(study.placements, scored),
     )

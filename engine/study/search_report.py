@@ -17,7 +17,7 @@ def search_table(found: Search) -> Table:
     table = Table(
         title=f"{len(found.rows)} schedules, each {found.num_samples} texts of {found.length} tokens, {found.reveal}",
         caption=f"{found.num_segments} segments from the start of a text: {keys}. * no other saves more and is better. "
-        f"95 % intervals, text by text against {found.models[0]} alone.{_scorer(found)}",
+        f"95 % intervals, text by text against {found.models[0]} alone.{_told_apart(found)}{_scorer(found)}",
         header_style="bold",
         box=None,
         padding=(0, 1, 0, 0),
@@ -49,6 +49,20 @@ def letters_of(models: tuple[str, ...]) -> dict[str, str]:
         wanted = [*name.upper(), *ascii_uppercase, *digits]
         found[name] = next(sign for sign in wanted if sign.isalnum() and sign not in found.values())
     return found
+
+
+def _told_apart(found: Search) -> str:
+    """Which published shapes of one saving differ, in pairs of texts."""
+    names = {row.schedule: row.shapes[0] for row in found.rows if row.shapes}
+    neutral = 0.0 if found.measure == EXACT else 1.0
+    apart = []
+    for pair in found.pairs:
+        if not pair.measure.low <= neutral <= pair.measure.high:
+            better, worse = (pair.one, pair.other)[:: 1 if pair.measure.value > neutral else -1]
+            apart.append(f"{names[better]} before {names[worse]}")
+    if not found.pairs:
+        return ""
+    return f" Told apart of {len(found.pairs)} pairs of published shapes: {', '.join(apart) or 'none'}."
 
 
 def _scorer(found: Search) -> str:
