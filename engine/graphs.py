@@ -63,8 +63,8 @@ def executors(
     impl: str | None = None,
     spans: Spans = SILENT,
 ) -> list["Exact"]:
-    """Who runs the ticks of each denoiser. graphs: True or False, or None for what is fastest. impl: of the head. spans:
-    who is told of ticks and captures.
+    """Who runs the ticks of each denoiser. graphs: True or False, or None for what is fastest. impl: of the head.
+    spans: who is told of ticks and captures.
 
     Without graphs a GPU makes the same calls in the same shapes, and gives the same bits. The specification of the head
     waits for the device in each tick, as a denoiser may that is not `capturable`: such ticks run as they are.

@@ -31,8 +31,8 @@ class Run(Iterator[Sample]):
 
     All buffers are allocated here and serve every tick: a slot of the timeline's `max_length` tokens for each resident
     sequence, and one workspace that all models share; when the run ends, in whatever way, they are let go.
-    `on_tick(run, tick)` is called after each tick. graphs: replay ticks as CUDA graphs; None: on a GPU. spans: who is told
-    of the parts of the run as they begin and end.
+    `on_tick(run, tick)` is called after each tick, `spans` with the parts of the run as they begin (see `unmask.spans`).
+    graphs: replay ticks as CUDA graphs; None: on a GPU.
 
     On a GPU the host runs ahead of the device: `on_tick` and `stats` count ticks that were launched, a network's NaN
     becomes an error when its sequence is handed out, and ticks and their tables go there a window at a time.

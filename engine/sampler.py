@@ -164,8 +164,8 @@ class Sampler:
         num_samples: how many. length: tokens of each sample, given ones included; one number, or one per sample; the
         models' `max_length` when left out. seed: unsigned 64-bit. prompt, suffix: what stands at the start and at the
         end, as text or token ids, the same for all or one per sample; mask ids in ids, and `<mask>` or `<mask:12>` in
-        text, leave gaps to fill. progress: True shows one on standard error; or a `Progress` of your own. spans: is told
-        of the parts of the run as they begin and end, see `unmask.spans`.
+        text, leave gaps to fill. progress: True shows one on standard error; or a `Progress` of your own.
+        spans: is told of the parts of the run as they begin and end, see `unmask.spans`.
 
         Raises:
             ValueError, TypeError: an argument is out of range; nothing has run then.

@@ -1,4 +1,4 @@
-"""The parts of a run as they begin and end, for who wants to time or to mark them. Unless somebody does, nobody listens.
+"""The parts of a run as they begin and end, for whoever wants to time or mark them.
 
 | span | number | lies in | what it surrounds |
 |---|---|---|---|
