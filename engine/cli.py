@@ -13,6 +13,7 @@ from unmask.choose import Categorical
 from unmask.info import collect
 from unmask.measure import calibrate
 from unmask.options import AsJson, Device, Dtype, Model, Temperature, Threads, TokenizerFile, set_threads
+from unmask.profile import command as profile
 from unmask.progress import Progress, Unmasking
 from unmask.request import (
     Length,
@@ -119,6 +120,9 @@ def plan(
     calibration = calibrate(first.device, first.dtype, again=recalibrate, tell=_tell) if on_cpu else None
     planned = sampler.plan(num_samples, length, seed=seed, prompt=prompt, suffix=suffix, calibration=calibration)
     print(json.dumps(planned.to_json()) if as_json else planned)
+
+
+app.command(name="profile", epilog=profile.EXAMPLE)(profile.profile_command)
 
 
 @app.command(epilog="Example:  unmask info --json")

@@ -31,7 +31,7 @@ class Run(Iterator[Sample]):
 
     All buffers are allocated here and serve every tick: a slot of the timeline's `max_length` tokens for each resident
     sequence, and one workspace that all models share; when the run ends, in whatever way, they are let go.
-    `on_tick(run, tick)` is called after each tick, `spans` with the parts of the run as they begin (see `unmask.spans`).
+    `on_tick(run, tick)` is called after each tick, `spans` at the begin of every part of the run, see `unmask.spans`.
     graphs: replay ticks as CUDA graphs; None: on a GPU.
 
     On a GPU the host runs ahead of the device: `on_tick` and `stats` count ticks that were launched, a network's NaN
