@@ -21,7 +21,7 @@ class Times:
 
     name: int64 [S], index into `NAMES`. number: int64 [S], see `unmask.spans`. tick: int64 [S], the tick that it is or
     lies in, -1 outside of ticks. parent: int64 [S], the span that it lies in, -1 for none. start: float64 [S], seconds
-    since the recorder was made. seconds: float64 [S].
+    since the recorder was made. seconds: float64 [S]. total: seconds from then until it was asked.
     """
 
     name: np.ndarray
@@ -30,6 +30,7 @@ class Times:
     parent: np.ndarray
     start: np.ndarray
     seconds: np.ndarray
+    total: float
 
     def are(self, *names: str) -> np.ndarray:
         """bool [S]."""
@@ -60,8 +61,8 @@ class Times:
         stretch = run.seconds[theirs] / self.seconds[ticks]
         start, seconds = self.start.copy(), self.seconds.copy()
         seconds[inside] *= stretch[self.tick[inside]]
-        start[ticks] = run.start[theirs]
-        return replace(self, start=start, seconds=seconds)
+        start[ticks], seconds[ticks] = run.start[theirs], run.seconds[theirs]
+        return replace(self, start=start, seconds=seconds, total=run.total)
 
 
 class Recorder(Spans):
@@ -113,6 +114,7 @@ class Recorder(Spans):
 
     def times(self) -> Times:
         """What was noted; waits for a GPU."""
+        total = (time.perf_counter_ns() - self._started) / 1e9
         columns = (self._name, self._number, self._tick, self._parent, self._begin, self._end)
         name, number, tick, parent, begin, end = (np.array(column, np.int64) for column in columns)
         start, seconds = (begin - self._started) / 1e9, (end - begin) / 1e9
@@ -120,7 +122,7 @@ class Recorder(Spans):
             torch.cuda.synchronize()
         for row, (first, last) in self._events.items():
             start[row], seconds[row] = self._first.elapsed_time(first) / 1e3, first.elapsed_time(last) / 1e3
-        return Times(name, number, tick, parent, start, seconds)
+        return Times(name, number, tick, parent, start, seconds, total)
 
 
 def _event() -> torch.cuda.Event:

@@ -54,7 +54,7 @@ class Profile:
 
     @property
     def total(self) -> float:
-        return self.stats.seconds["total"]
+        return self.times.total
 
     @property
     def length(self) -> int:

@@ -92,9 +92,7 @@ def _line_of_ticks(found: Profile) -> Text:
             share = found.columns["num_sequences"][tick] / found.sampler.max_batch
             line.append(_level(share), _colour(found.columns["model"][tick]))
     names = Text(", ").join(Text(name, _colour(index)) for index, name in enumerate(found.models))
-    legend = Text.assemble(
-        ("ticks", "bold"), "  how full, from ▁ 1 sequence to █ ", str(found.sampler.max_batch), "; by ", names
-    )
+    legend = Text.assemble(("ticks", "bold"), f"  how full, █ is {found.sampler.max_batch} sequences; by ", names)
     return Text.assemble(legend, "\n", line, "\n", (f"0 s{_seconds(found.total):>{LINE - 3}}", "dim"))
 
 
