@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from io import StringIO
 from types import SimpleNamespace
@@ -215,7 +216,8 @@ class Clock:
 @pytest.fixture
 def gpu(monkeypatch):
     monkeypatch.setattr(recorder, "_event", Clock)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda *device: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "device", nullcontext)
     return SimpleNamespace(type="cuda")
 
 

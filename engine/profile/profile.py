@@ -18,7 +18,7 @@ from unmask.schedule import Schedule
 from unmask.spans import Spans
 from unmask.timeline import Tick
 
-WARM_UP = 3  # ticks; a CUDA graph is captured in the third of a shape
+WARM_UP = 3  # ticks
 
 
 class Watch(Progress):
@@ -67,9 +67,9 @@ class Watch(Progress):
 def profile(sampler: Sampler, request: dict, *, view: Progress | None = None) -> Profile:
     """The profile of a request, as `Sampler.sample` takes it and with the same samples, all of one length and prompt.
 
-    view: what the user sees meanwhile. Where ticks are
-    replayed as CUDA graphs, whose inside no clock sees, the same ticks run again without graphs, and the seconds of the
-    first run's are divided as theirs. On a GPU there are NVTX ranges.
+    view: what the user sees meanwhile. Where ticks are replayed as CUDA graphs, whose inside no clock sees, the same
+    ticks run again without graphs, and the seconds of the first run's are divided as theirs. On a GPU there are NVTX
+    ranges.
 
     A run that is interrupted gives the profile of what was done, as `partial`; before the first tick it is a
     KeyboardInterrupt.
@@ -119,5 +119,6 @@ def warm_up(sampler: Sampler, request: dict) -> None:
 
 def has_graphs(sampler: Sampler) -> bool:
     """Whether any model's ticks are replayed as CUDA graphs."""
-    models = sampler.models.values()
-    return sampler.graphs is not False and any(one.device.type == "cuda" and one.capturable for one in models)
+    if sampler.graphs is False or sampler.impl == "reference":
+        return False
+    return any(model.device.type == "cuda" and model.capturable for model in sampler.models.values())

@@ -55,7 +55,8 @@ class Times:
         return np.bincount(self.number[chosen], self.seconds[chosen]).tolist() if chosen.any() else []
 
     def placed_in(self, run: "Times") -> "Times":
-        """The spans inside the ticks of this run in the ticks of another that did the same, stretched to fit."""
+        """The spans of this run, those in ticks stretched to fit the ticks of another run that did the same, whose start
+        the ticks get."""
         inside = self.tick != _OUTSIDE
         ticks, theirs = self.are("tick"), run.are("tick")
         stretch = run.seconds[theirs] / self.seconds[ticks]
@@ -72,13 +73,15 @@ class Recorder(Spans):
     """
 
     def __init__(self, device: torch.device, *, inside: bool = True) -> None:
-        self._inside, self._on_gpu, self._deaf = inside, device.type == "cuda", False
+        self._device, self._on_gpu = device, device.type == "cuda"
+        self._inside, self._deaf = inside, False
         self._name, self._number, self._tick, self._parent, self._begin, self._end = (array("q") for _ in range(6))
         self._open, self._current, self._num_ticks = [_OUTSIDE], _OUTSIDE, 0
         self._events: dict[int, tuple[torch.cuda.Event, torch.cuda.Event]] = {}
         if self._on_gpu:
             torch.cuda.synchronize(device)
-            self._first = _event()
+            with torch.cuda.device(device):
+                self._first = _event()
         self._started = time.perf_counter_ns()
 
     @contextmanager
@@ -119,7 +122,7 @@ class Recorder(Spans):
         name, number, tick, parent, begin, end = (np.array(column, np.int64) for column in columns)
         start, seconds = (begin - self._started) / 1e9, (end - begin) / 1e9
         if self._events:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self._device)
         for row, (first, last) in self._events.items():
             start[row], seconds[row] = self._first.elapsed_time(first) / 1e3, first.elapsed_time(last) / 1e3
         return Times(name, number, tick, parent, start, seconds, total)

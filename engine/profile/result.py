@@ -131,16 +131,29 @@ class Profile:
     @property
     def logits_bytes_avoided(self) -> int:
         """Bytes that a sampler writes which stores the fp32 logits of all positions in every step, see `LOGITS`."""
+        return 4 * self.vocab_size * self.num_positions * self.num_spared_steps
+
+    @property
+    def vocab_size(self) -> int:
+        return next(iter(self.models.values())).spec.vocab_size
+
+    @property
+    def num_positions(self) -> int:
+        """Of all samples."""
+        return self.length * self.request["num_samples"]
+
+    @property
+    def num_spared_steps(self) -> int:
+        """Steps of a trajectory whose model has a head of its own, so that no logits are written."""
         models = list(self.models.values())
-        steps = sum(models[index].head.weight is not None for index in self.steps)
-        return 4 * models[0].spec.vocab_size * self.length * self.request["num_samples"] * steps
+        return sum(models[index].head.weight is not None for index in self.steps)
 
     @property
     def notes(self) -> list[str]:
         """What a reader must know to trust the numbers."""
         found = []
         if self.partial:
-            found.append("interrupted: all numbers are of what was done until then")
+            found.append("interrupted: times and counts are of what was done until then")
         if self.divided:
             found.append("ticks were replayed as CUDA graphs; a second run without them tells how their time divides")
         elif not self.seen:
@@ -161,7 +174,7 @@ class Profile:
             "schema": SCHEMA,
             "partial": self.partial,
             **environment(self.device),
-            "request": self._request(),
+            "request": self.settings,
             "models": [
                 {"name": name, **{key: getattr(model.spec, key) for key in spec}} for name, model in self.models.items()
             ],
@@ -189,7 +202,9 @@ class Profile:
             "notes": self.notes,
         }
 
-    def _request(self) -> dict:
+    @property
+    def settings(self) -> dict:
+        """JSON-ready: the request, and what the sampler and this process add to it."""
         choose = self.sampler.choose
         return {
             **self.request,

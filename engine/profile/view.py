@@ -32,7 +32,7 @@ def show(found: Profile, console: Console) -> None:
 
 
 def _title(found: Profile) -> Text:
-    stats, request = found.stats, found.to_json(0)["request"]
+    stats, request = found.stats, found.settings
     first = (
         f"{request['num_samples']} texts of {request['length']} tokens, {request['reveal']}, {request['schedule']}, "
         f"{request['dtype']} on {request['device']}, threads: {request['threads']}"
@@ -112,11 +112,10 @@ def _totals(found: Profile) -> Table:
     if water.device_peak is not None:
         memory += f"; {decimal(water.device_peak)} allocated on the GPU at most, weights included"
     table.add_row("memory", memory)
-    vocab_size = next(iter(found.models.values())).spec.vocab_size
     table.add_row(
         "logits",
-        f"{decimal(found.logits_bytes_avoided)} never written: {len(found.steps):,} steps × "
-        f"{found.request['num_samples'] * found.length:,} positions × {vocab_size:,} ids × 4 bytes",
+        f"{decimal(found.logits_bytes_avoided)} never written: {found.num_spared_steps:,} steps × "
+        f"{found.num_positions:,} positions × {found.vocab_size:,} ids × 4 bytes",
     )
     if found.host_seconds is not None:
         host = ", ".join(f"{name} {_seconds(seconds)}" for name, seconds in found.host_seconds.items())
