@@ -55,8 +55,8 @@ class Times:
         return np.bincount(self.number[chosen], self.seconds[chosen]).tolist() if chosen.any() else []
 
     def placed_in(self, run: "Times") -> "Times":
-        """The spans of this run, those in ticks stretched to fit the ticks of another run that did the same, whose start
-        the ticks get."""
+        """The spans of this run, stretched inside of ticks to fit those of another run that did the same ticks. These
+        get its starts as well."""
         inside = self.tick != _OUTSIDE
         ticks, theirs = self.are("tick"), run.are("tick")
         stretch = run.seconds[theirs] / self.seconds[ticks]
