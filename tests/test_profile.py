@@ -17,6 +17,7 @@ from benchmarks import profile_overhead
 from unmask import Ancestral, Fixed, LogitsDenoiser, Sampler, cli, load
 from unmask.profile import machine, recorder
 from unmask.profile import profile as profile_module
+from unmask.profile.machine import HighWater
 from unmask.profile.pieces import pieces
 from unmask.profile.profile import Watch, profile, warm_up
 from unmask.profile.recorder import NAMES, Recorder
@@ -198,6 +199,11 @@ def test_phases_of_a_gpu_are_those_of_its_own_clock(found, monkeypatch):
     assert phases["idle"] == pytest.approx(found.total - sum(phases[name] for name in ("body", "attention", "head")))
     assert found.host_seconds["plan"] == found.times.alone[found.times.are("plan")].sum() > 0
     assert found.host_seconds["capture"] == 0
+    screen = StringIO()
+    show(replace(found, divided=True, high_water=HighWater(None, None, 3_000_000)), Console(file=screen, width=100))
+    shown = screen.getvalue()
+    assert "while the GPU works" in shown and "3.0 MB allocated on the GPU" in shown and "resident" not in shown
+    assert "Note: ticks were replayed as CUDA graphs" in shown
 
 
 class Clock:
@@ -367,3 +373,20 @@ def test_spans_can_be_taken_out_to_measure_them(sampler):
     with profile_overhead.absent():
         assert torch.equal(sampler.sample(**REQUEST, spans=counting).tokens, expected)
     assert counting.num_spans == num_spans > 0
+
+
+def test_overhead_is_measured_in_turns(tmp_path, capsys):
+    out = tmp_path / "found.json"
+    small = "--model", "sotu-light", "-n", "1", "--length", "8", "--steps", "2", "--rounds", "2", "--threads", "1"
+    assert profile_overhead.main([*small, "--out", str(out)]) == 0
+    found = json.loads(out.read_text())
+    assert {variant: len(seconds) for variant, seconds in found["seconds"].items()} == {"absent": 2, "off": 2, "on": 2}
+    assert found["num_spans"] > 2 * 4 * 2 and min(found["span_seconds"].values()) > 0
+    assert "absent" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [("--rounds", "1"), ("--out", "nowhere/found.json")])
+def test_overhead_refuses(arguments, capsys):
+    with pytest.raises(SystemExit):
+        profile_overhead.main(list(arguments))
+    assert f"{arguments[0]} must" in capsys.readouterr().err
