@@ -169,7 +169,7 @@ def test_models_without_blocks_say_so():
 def test_interrupted_runs_keep_what_was_done(sampler):
     found = profile(sampler, REQUEST, view=Interrupting(after=3))
     assert found.partial and {len(column) for column in found.ticks.values()} == {3}
-    assert found.stats.num_ticks == 3 and found.notes[0].startswith("interrupted")
+    assert found.stats.num_ticks == 3 and len(found.notes) == 1 and found.notes[0].startswith("interrupted")
     assert sum(found.phases.values()) == pytest.approx(2 * found.total)
     json.dumps(found.to_json(1))
 
@@ -357,13 +357,15 @@ class TestCommand:
         assert "Note: interrupted" in shown and not trace.exists()
 
 
-def test_view_fits_a_hundred_columns(found):
+@pytest.mark.parametrize(("width", "terminal"), [(80, True), (100, True), (40, False)])
+def test_view_fits_the_screen(found, width, terminal):
     screen = StringIO()
-    show(found, Console(file=screen, width=100))
+    show(found, Console(file=screen, width=width, force_terminal=terminal, color_system=None))
     lines = screen.getvalue().splitlines()
-    assert max(map(len, lines)) <= 100
-    for word in ("attention", "heavy", "light", "FLOP/s", "█ is 4 sequences"):
+    assert max(map(len, lines)) <= (width if terminal else 100)
+    for word in ("attention", "transfer", "heavy", "light", "p20–p80", "FLOP/s", "█ is 4 sequences"):
         assert any(word in line for line in lines)
+    assert "…" not in screen.getvalue()
 
 
 def test_spans_can_be_taken_out_to_measure_them(sampler):

@@ -158,7 +158,8 @@ class Profile:
             found.append("ticks were replayed as CUDA graphs; a second run without them tells how their time divides")
         elif not self.seen:
             found.append("the insides of ticks could not be timed: they count as body")
-        hidden = [name for name, seconds in self.model_seconds.items() if self.seen and not seconds["blocks"]]
+        sums = self.model_seconds.items()
+        hidden = [name for name, each in sums if self.seen and each["total"] and not each["blocks"]]
         if hidden:
             found.append(f"no blocks or attention are visible in {', '.join(hidden)}: it counts as body")
         estimated = [name for name, model in self.models.items() if model.head.weight is None]

@@ -9,21 +9,24 @@ from rich.text import Text
 from unmask.profile.result import Profile
 from unmask.progress import COLOURS
 
-BAR, LINE = 30, 76  # characters of the longest bar, and of the line of ticks
+WIDTH = 100  # where there is no terminal
+BAR, LINE = 20, 76  # characters of the longest bar, and of the line of ticks
 LEVELS = "▁▂▃▄▅▆▇█"
 EIGHTHS = " ▏▎▍▌▋▊▉"
 PHASES = {
-    "plan": "reveal times, packing of ticks",
-    "transfer": "tokens into and out of their slots",
+    "plan": "reveal times and ticks",
+    "transfer": "tokens into and out of slots",
     "body": "hidden rows, attention apart",
     "attention": "",
     "head": "logits and draw in one",
     "decode": "token ids to text",
-    "idle": "the loop itself, or nothing",
+    "idle": "the loop itself, or waiting",
 }
 
 
 def show(found: Profile, console: Console) -> None:
+    if not console.is_terminal:
+        console.width = max(WIDTH, console.width)
     for part in (_title(found), _phases(found), _models(found), _line_of_ticks(found), _totals(found)):
         console.print(part)
         console.print()
@@ -37,9 +40,9 @@ def _title(found: Profile) -> Text:
         f"{request['num_samples']} texts of {request['length']} tokens, {request['reveal']}, {request['schedule']}, "
         f"{request['dtype']} on {request['device']}, threads: {request['threads']}"
     )
-    calls = sum(stats.nfe.values())
+    calls = "" if found.partial else f"{sum(stats.nfe.values()):.1f} network calls per text, "
     second = (
-        f"{_seconds(found.total)}, {found.tokens_per_second:,.0f} tokens/s, {calls:.1f} network calls per text, "
+        f"{_seconds(found.total)}, {found.tokens_per_second:,.0f} tokens/s, {calls}"
         f"{stats.num_ticks:,} ticks, {stats.occupancy:.0%} full"
     )
     return Text.assemble((first, "dim"), "\n", (second, "bold"))
@@ -56,24 +59,22 @@ def _phases(found: Profile) -> Table:
 
 
 def _models(found: Profile) -> Table:
-    table = _table(
-        "model", ">share", ">calls/text", ">ticks", ">full", ">median tick", ">p20–p80", ">GFLOP/s", "blocks"
-    )
+    table = _table("model", ">share", ">NFE", ">ticks", ">full", ">median", ">p20–p80", ">GFLOP/s", "blocks")
     model, num_sequences = (np.array(found.columns[key]) for key in ("model", "num_sequences"))
     for index, (name, sums) in enumerate(found.model_seconds.items()):
         chosen = model == index
         if not chosen.any():
             table.add_row(Text(name, _colour(index)), "0%")
             continue
-        low, middle, high = (_seconds(value) for value in np.quantile(found.ticks["total"][chosen], (0.2, 0.5, 0.8)))
+        low, middle, high = np.quantile(found.ticks["total"][chosen], (0.2, 0.5, 0.8))
         table.add_row(
             Text(name, _colour(index)),
             f"{sums['total'] / found.total:.1%}",
-            f"{found.stats.nfe[name]:.1f}",
+            "" if found.partial else f"{found.stats.nfe[name]:.1f}",
             f"{chosen.sum():,}",
             f"{num_sequences[chosen].mean() / found.sampler.max_batch:.0%}",
-            middle,
-            f"{low}–{high}",
+            _seconds(middle),
+            _between(low, high),
             f"{found.stats.cost.flops[name].total / sums['total'] / 1e9:,.0f}",
             Text(_levels(sums["blocks"], max(sums["blocks"], default=1)), _colour(index)),
         )
@@ -98,7 +99,7 @@ def _line_of_ticks(found: Profile) -> Text:
 
 def _totals(found: Profile) -> Table:
     stats, water = found.stats, found.high_water
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table = Table(box=None, show_header=False, padding=(0, 1), pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
     table.add_row(
@@ -125,7 +126,7 @@ def _totals(found: Profile) -> Table:
 
 def _table(*titles: str) -> Table:
     """A plain table; titles that begin with ">" are over right-justified columns."""
-    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    table = Table(box=None, header_style="bold", padding=(0, 1), pad_edge=False)
     for title in titles:
         table.add_column(title.lstrip(">"), justify="right" if title.startswith(">") else "left", no_wrap=True)
     return table
@@ -154,6 +155,13 @@ def _seconds(value: float) -> str:
     if value >= 1:
         return f"{value:.2f} s"
     return f"{value * 1e3:.3g} ms" if value >= 1e-3 else f"{value * 1e6:.0f} µs"
+
+
+def _between(low: float, high: float) -> str:
+    """Both in the unit of the higher."""
+    number, unit = _seconds(high).split()
+    scale = {"s": 1, "ms": 1e3, "µs": 1e6}[unit]
+    return f"{low * scale:.3g}–{number} {unit}"
 
 
 def _count(value: float) -> str:
