@@ -196,7 +196,8 @@ def test_phases_of_a_gpu_are_those_of_its_own_clock(found, monkeypatch):
     monkeypatch.setattr(Profile, "device", torch.device("cuda"))
     phases = replace(found, divided=True).phases
     assert list(phases) == ["body", "attention", "head", "idle", "total"]
-    assert phases["idle"] == pytest.approx(found.total - sum(phases[name] for name in ("body", "attention", "head")))
+    assert phases["idle"] == pytest.approx(found.total - found.ticks["total"].sum())
+    assert phases["head"] == pytest.approx(found.ticks["head"].sum())
     assert found.host_seconds["plan"] == found.times.alone[found.times.are("plan")].sum() > 0
     assert found.host_seconds["capture"] == 0
     screen = StringIO()
@@ -250,6 +251,24 @@ def test_graphs_are_not_timed_inside(gpu):
     times = spans.times()
     assert [NAMES[code] for code in times.name] == ["tick", "capture", "tick"] and times.parent.tolist() == [-1] * 3
     assert times.tick.tolist() == [0, -1, 1] and len(spans._events) == 2
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+@pytest.mark.parametrize("graphs", [None, False])
+def test_on_a_gpu(graphs, tmp_path):
+    model = load("sotu-light", device="cuda", dtype=torch.bfloat16)
+    sampler = Sampler(model, reveal=Ancestral(32), max_batch=4, graphs=graphs)
+    request = {"num_samples": 12, "length": 64}
+    warm_up(sampler, request)
+    found = profile(sampler, request)
+    expected = sampler.sample(**request)
+    assert all(torch.equal(one.tokens, other.tokens) for one, other in zip(found.samples, expected, strict=True))
+    assert found.divided == (graphs is None) and len(found.model_seconds[model.name]["blocks"]) == 4
+    assert sum(found.phases.values()) == pytest.approx(2 * found.total) and min(found.phases.values()) > 0
+    assert (np.diff(found.ticks["start"]) > 0).all() and found.host_seconds["plan"] > 0
+    assert found.high_water.device_peak > 0
+    assert write_trace(sampler, tmp_path / "trace.json", 5, request) == 5
+    show(found, Console(file=StringIO()))
 
 
 def test_pieces_are_the_text():

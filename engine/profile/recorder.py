@@ -37,6 +37,11 @@ class Times:
         return np.isin(self.name, [NAMES.index(name) for name in names])
 
     @property
+    def inside(self) -> np.ndarray:
+        """bool [S], whether it is or lies in a tick."""
+        return self.tick != _OUTSIDE
+
+    @property
     def alone(self) -> np.ndarray:
         """float64 [S], seconds of a span that no span inside it took: the sum over all spans counts no moment twice."""
         nested = self.parent != _OUTSIDE
@@ -49,15 +54,14 @@ class Times:
 
     def blocks(self, model: int) -> list[float]:
         """Seconds of each block of a model; none where it tells nothing of them."""
-        inside = self.tick != _OUTSIDE
         chosen = self.are("block")
-        chosen[inside] &= self.number[self.are("tick")][self.tick[inside]] == model
+        chosen[self.inside] &= self.number[self.are("tick")][self.tick[self.inside]] == model
         return np.bincount(self.number[chosen], self.seconds[chosen]).tolist() if chosen.any() else []
 
     def placed_in(self, run: "Times") -> "Times":
         """The spans of this run, stretched inside of ticks to fit those of another run that did the same ticks. These
         get its starts as well."""
-        inside = self.tick != _OUTSIDE
+        inside = self.inside
         ticks, theirs = self.are("tick"), run.are("tick")
         stretch = run.seconds[theirs] / self.seconds[ticks]
         start, seconds = self.start.copy(), self.seconds.copy()

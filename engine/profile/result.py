@@ -68,16 +68,18 @@ class Profile:
 
         plan: reveal times and ticks. transfer: tokens into and out of their slots, integers to the device. body: hidden
         rows without their attention. head: with the draw. decode: texts. idle: no network call was at work and nothing
-        else has a name. On a GPU the host plans and transfers while the device works: see `host_seconds`.
+        else has a name. On a GPU the host plans and transfers while the device works, see `host_seconds`; the gathering
+        of tokens is part of body.
         """
-        times = self.times
-        own = {"attention": ("attention",), "head": ("head",), "body": ("body", "block") if self.seen else ("tick",)}
+        are, alone = self.times.are, self.times.alone
         if self.device.type == "cpu":
-            own |= {name: (name,) for name in ("plan", "transfer", "decode")}
-        found = {phase: float(times.alone[times.are(*names)].sum()) for phase, names in own.items()}
-        order = [name for name in ("plan", "transfer", "body", "attention", "head", "decode") if name in found]
-        spent = sum(found.values())
-        return {name: found[name] for name in order} | {"idle": max(0.0, self.total - spent), "total": self.total}
+            names = "plan", "transfer", "body", "attention", "head", "decode"
+            spans = {name: are(name) for name in names} | {"body": are("body", "block")}
+        else:
+            rest = self.times.inside & ~are("attention", "head")
+            spans = {"body": rest, "attention": are("attention"), "head": are("head")}
+        found = {name: float(alone[chosen].sum()) for name, chosen in spans.items()}
+        return found | {"idle": max(0.0, self.total - sum(found.values())), "total": self.total}
 
     @property
     def host_seconds(self) -> dict[str, float] | None:
@@ -164,7 +166,7 @@ class Profile:
             found.append(f"no blocks or attention are visible in {', '.join(hidden)}: it counts as body")
         estimated = [name for name, model in self.models.items() if model.head.weight is None]
         if estimated:
-            found.append(f"the FLOPs of {', '.join(estimated)} are estimated from its parameters")
+            found.append(f"the FLOPs of {', '.join(estimated)} are estimated from the number of parameters")
         return found
 
     def to_json(self, num_texts: int) -> dict:
