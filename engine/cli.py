@@ -12,20 +12,22 @@ from rich.table import Table
 from unmask.choose import Categorical
 from unmask.info import collect
 from unmask.measure import calibrate
-from unmask.options import (
-    AsJson,
-    Device,
-    Dtype,
-    Model,
-    Temperature,
-    Threads,
-    TokenizerFile,
-    load_models,
-    named_sources,
-    set_threads,
-)
+from unmask.options import AsJson, Device, Dtype, Model, Temperature, Threads, TokenizerFile, set_threads
+from unmask.profile import command as profile
 from unmask.progress import Progress, Unmasking
-from unmask.reveal import parse
+from unmask.request import (
+    Length,
+    MaxBatch,
+    NumSamples,
+    PromptText,
+    RevealText,
+    ScheduleText,
+    Seed,
+    SuffixText,
+    TopK,
+    TopP,
+    load_sampler,
+)
 from unmask.sampler import Sampler
 from unmask.samples import Samples, check_path
 from unmask.study.cli import app as study
@@ -43,40 +45,6 @@ app = typer.Typer(
 )
 
 app.add_typer(study, name="study")
-
-SANDWICH = "light:12.5% heavy:75% light:12.5%"
-
-ScheduleText = Annotated[
-    str | None,
-    typer.Option(
-        "--schedule",
-        metavar="SEGMENTS",
-        help="Which model takes which steps, in steps (light:32 heavy:192 light:32) or percent. "
-        f"Default for the bundled pair: {SANDWICH}.",
-    ),
-]
-RevealText = Annotated[
-    str,
-    typer.Option(
-        "--reveal",
-        metavar="POLICY",
-        help="When positions are revealed: ancestral:STEPS[:linear|cosine|RATE,RATE,...], first-hitting, fixed:STEPS, "
-        "left-to-right, right-to-left, order:POSITION,POSITION,...",
-    ),
-]
-NumSamples = Annotated[int, typer.Option("--num-samples", "-n", help="How many samples.")]
-Length = Annotated[int | None, typer.Option(help="Tokens of each sample. Default: the models' maximum.")]
-Seed = Annotated[int, typer.Option(help="Unsigned 64-bit seed.")]
-PromptText = Annotated[
-    str | None,
-    typer.Option("--prompt", help="Text at the start; <mask> and <mask:12> leave 1 and 12 tokens to fill in."),
-]
-SuffixText = Annotated[str | None, typer.Option("--suffix", help="Text at the end.")]
-MaxBatch = Annotated[int, typer.Option(help="Sequences of one network call.")]
-TopK = Annotated[int | None, typer.Option(help="Draw from the k likeliest tokens only.")]
-TopP = Annotated[
-    float | None, typer.Option(help="Draw from the fewest likeliest tokens that hold this share of the probability.")
-]
 
 
 @app.command(
@@ -106,7 +74,7 @@ def sample(
     if out is not None:
         check_path(out)
     choose = Categorical(temperature, top_k, top_p)
-    sampler = _sampler(model, schedule, reveal, choose, max_batch, dtype, device, threads, tokenizer)
+    sampler = load_sampler(model, schedule, reveal, choose, max_batch, dtype, device, threads, tokenizer)
     view = _view(sampler)
     samples = sampler.sample(num_samples, length, seed=seed, prompt=prompt, suffix=suffix, progress=view)
     if as_json:
@@ -146,12 +114,15 @@ def plan(
     The first time, and with --recalibrate, it measures for a few seconds how fast this machine is, and keeps the result
     in ~/.cache/unmask ($XDG_CACHE_HOME/unmask). The seconds are those of a machine as busy as it was then.
     """
-    sampler = _sampler(model, schedule, reveal, Categorical(), max_batch, dtype, device, threads, tokenizer)
+    sampler = load_sampler(model, schedule, reveal, Categorical(), max_batch, dtype, device, threads, tokenizer)
     first = next(iter(sampler.models.values()))
     on_cpu = first.device.type == "cpu"  # a GPU's graphs are not told by operations timed one by one
     calibration = calibrate(first.device, first.dtype, again=recalibrate, tell=_tell) if on_cpu else None
     planned = sampler.plan(num_samples, length, seed=seed, prompt=prompt, suffix=suffix, calibration=calibration)
     print(json.dumps(planned.to_json()) if as_json else planned)
+
+
+app.command(name="profile", epilog=profile.EXAMPLE)(profile.profile_command)
 
 
 @app.command(epilog="Example:  unmask info --json")
@@ -282,25 +253,6 @@ def main() -> None:
     except (ValueError, OSError, MemoryError) as error:
         print(f"unmask: error: {error}", file=sys.stderr)
         sys.exit(2)
-
-
-def _sampler(
-    model: list[str] | None,
-    schedule: str | None,
-    reveal: str,
-    choose: Categorical,
-    max_batch: int,
-    dtype: str,
-    device: str,
-    threads: int | None,
-    tokenizer: Path | None,
-) -> Sampler:
-    set_threads(threads)
-    if schedule is None and not model:
-        schedule = SANDWICH
-    policy = parse(reveal)
-    models = load_models(named_sources(model), dtype, device, tokenizer)
-    return Sampler(models, schedule=schedule, reveal=policy, choose=choose, max_batch=max_batch)
 
 
 def _tell(message: str) -> None:

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from unmask.kernels import Offsets
+from unmask.spans import SILENT, Spans
 from unmask.work import Flops, Load, Work
 from unmask.workspace import Workspace
 
@@ -79,7 +80,7 @@ class Batch:
     tokens: int64 [T]. lengths: of each sequence, summing to T. rows: int64 [R], flat indices into `tokens` of the
     positions to predict, ascending, grouped by sequence. row_counts: rows of each sequence, summing to R.
     mask_rate: float32 [B] in (0, 1], read by time-conditioned denoisers only. row_positions: int64 [R], where each of
-    `rows` stands in its own sequence; derived when left out.
+    `rows` stands in its own sequence; derived when left out. spans: who is told of the blocks of the call as they run.
 
     A denoiser that is `capturable` may get `Offsets` for lengths and row_counts, whose values only the device knows:
     T and R are then places for tokens and rows, the last of which may be unused. Unused tokens belong to no sequence;
@@ -92,6 +93,7 @@ class Batch:
     row_counts: tuple[int, ...] | Offsets
     mask_rate: Tensor
     row_positions: Tensor | None = None
+    spans: Spans = SILENT
 
     def __post_init__(self):
         num, num_counted = (

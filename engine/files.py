@@ -6,6 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 
+def check_file(name: str, path: Path) -> None:
+    """Raise OSError unless the argument `name` is a path at which a file can be written."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{name} must lie in a folder that exists, got {str(path)!r}")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"{name} must be a file in a folder that can be written, got {str(path)!r}")
+
+
 def replace_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a file beside `path`, flush it to the disk, and only then rename it over `path`."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")

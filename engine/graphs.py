@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from unmask.denoiser import Denoiser
+from unmask.spans import SILENT, Spans
 from unmask.tables import Bucket, TickInputs, exact, read, rounded
 from unmask.timeline import Limits, Tick
 
@@ -56,9 +57,14 @@ def upload(device: torch.device, packed: np.ndarray) -> Tensor:
 
 
 def executors(
-    denoisers: Iterable[Denoiser], limits: Limits, graphs: bool | None, impl: str | None = None
+    denoisers: Iterable[Denoiser],
+    limits: Limits,
+    graphs: bool | None,
+    impl: str | None = None,
+    spans: Spans = SILENT,
 ) -> list["Exact"]:
     """Who runs the ticks of each denoiser. graphs: True or False, or None for what is fastest. impl: of the head.
+    spans: who is told of ticks and captures.
 
     Without graphs a GPU makes the same calls in the same shapes, and gives the same bits. The specification of the head
     waits for the device in each tick, as a denoiser may that is not `capturable`: such ticks run as they are.
@@ -71,11 +77,11 @@ def executors(
         if obstacle and graphs:
             raise ValueError(f"graphs must be None or False for {denoiser.name!r} on {denoiser.device}, {obstacle}")
         if obstacle:
-            return Exact(denoiser.device)
+            return Exact(denoiser.device, spans=spans)
         if graphs is False:
-            return Padded(denoiser.device, limits)
+            return Padded(denoiser.device, limits, spans=spans)
         pool = torch.cuda.graph_pool_handle() if pool is None else pool
-        return Graphs(denoiser.device, limits, pool)
+        return Graphs(denoiser.device, limits, pool, spans=spans)
 
     return [one(denoiser) for denoiser in denoisers]
 
@@ -98,8 +104,8 @@ def _capture_stream(device: torch.device) -> torch.cuda.Stream:
 class Exact:
     """Runs each tick in its own shape, which the host knows entirely: for CPUs, and for models that need to know it."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, *, spans: Spans = SILENT) -> None:
+        self.device, self._spans = device, spans
         self.window = WINDOW if device.type == "cuda" else 1
         self._clock = _EventClock() if device.type == "cuda" else None
 
@@ -108,7 +114,7 @@ class Exact:
 
     def run(self, bucket: Bucket, record: Tensor, step: Step) -> None:
         """One tick, from its record on the device."""
-        with self._timed():
+        with self._timed(), self._spans("tick", bucket.model):
             step(bucket, read(record, bucket))
 
     @contextmanager
@@ -131,8 +137,8 @@ class Exact:
 class Padded(Exact):
     """Runs ticks in rounded shapes, from inputs that stay where they are: what `Graphs` replays, call by call."""
 
-    def __init__(self, device: torch.device, limits: Limits) -> None:
-        super().__init__(device)
+    def __init__(self, device: torch.device, limits: Limits, *, spans: Spans = SILENT) -> None:
+        super().__init__(device, spans=spans)
         self._limits = limits
         self._inputs: dict[Bucket, Tensor] = {}
 
@@ -146,7 +152,7 @@ class Padded(Exact):
         self._execute(bucket, lambda: step(bucket, read(inputs, bucket)))
 
     def _execute(self, bucket: Bucket, call: Callable[[], None]) -> None:
-        with self._timed():
+        with self._timed(), self._spans("tick", bucket.model):
             call()
 
     def close(self) -> None:
@@ -159,18 +165,21 @@ class Graphs(Padded):
     A capture waits for the device and costs more than a tick: buckets that are met but once are not worth it.
     """
 
-    def __init__(self, device: torch.device, limits: Limits, pool: tuple[int, int] | None = None) -> None:
-        super().__init__(device, limits)
+    def __init__(
+        self, device: torch.device, limits: Limits, pool: tuple[int, int] | None = None, *, spans: Spans = SILENT
+    ) -> None:
+        super().__init__(device, limits, spans=spans)
         self._replays: dict[Bucket, Callable[[], None]] = {}
         self._seen: set[Bucket] = set()
         self._pool = pool
 
     def _execute(self, bucket: Bucket, call: Callable[[], None]) -> None:
-        with self._timed():
+        with self._timed(), self._spans("tick", bucket.model):
             self._replays.get(bucket, call)()
         if bucket in self._seen and bucket not in self._replays:
             # The calls so far compiled kernels and made the libraries' handles, which a capture could not.
-            self._replays[bucket] = self._capture(call)
+            with self._spans("capture", bucket.model):
+                self._replays[bucket] = self._capture(call)
         self._seen.add(bucket)
 
     def _capture(self, call: Callable[[], None]) -> Callable[[], None]:

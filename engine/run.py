@@ -5,7 +5,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -21,6 +20,7 @@ from unmask.graphs import executors, upload
 from unmask.kernels import HeadSample, Offsets, sample_head
 from unmask.samples import Sample, Stats, decode
 from unmask.slots import HandOut, Slots
+from unmask.spans import SILENT, Spans
 from unmask.tables import Bucket, LoadedTick, TickInputs, load
 from unmask.timeline import Limits, Packing, Tick, Timeline
 from unmask.workspace import Workspace
@@ -31,7 +31,8 @@ class Run(Iterator[Sample]):
 
     All buffers are allocated here and serve every tick: a slot of the timeline's `max_length` tokens for each resident
     sequence, and one workspace that all models share; when the run ends, in whatever way, they are let go.
-    `on_tick(run, tick)` is called after each tick. graphs: replay ticks as CUDA graphs; None: on a GPU.
+    `on_tick(run, tick)` is called after each tick, `spans` at the begin of every part of the run, see `unmask.spans`.
+    graphs: replay ticks as CUDA graphs; None: on a GPU.
 
     On a GPU the host runs ahead of the device: `on_tick` and `stats` count ticks that were launched, a network's NaN
     becomes an error when its sequence is handed out, and ticks and their tables go there a window at a time.
@@ -49,15 +50,16 @@ class Run(Iterator[Sample]):
         impl: str | None = None,
         graphs: bool | None = None,
         on_tick: Callable[["Run", Tick], object] | None = None,
+        spans: Spans = SILENT,
     ) -> None:
         self.denoisers, self.timeline = dict(denoisers), timeline
         self._models = list(self.denoisers.values())
         self._seed, self._choose, self._impl, self._on_tick = seed, choose, impl, on_tick
-        self._tokenizer = tokenizer
+        self._tokenizer, self._spans = tokenizer, spans
         self._device = self._models[0].device
         self._biases = {denoiser: drawable(denoiser) for denoiser in self._models}
         self._limits = timeline.limits
-        self._executors = executors(self._models, self._limits, graphs, impl)
+        self._executors = executors(self._models, self._limits, graphs, impl, spans)
         self._workspace = Workspace(requirements(self._models, self._limits), self._device)
         self._slots = Slots(self._limits, self._device)
         self._peak_bytes = buffer_bytes(self._models, self._limits) + timeline.nbytes
@@ -112,10 +114,12 @@ class Run(Iterator[Sample]):
         pending: deque[HandOut] = deque()
         try:
             for loaded in self._load():
-                self._slots.admit(loaded)
+                with self._spans("transfer"):
+                    self._slots.admit(loaded)
                 self._run_tick(loaded)
                 if loaded.finished is not None:
-                    pending.append(self._slots.fetch(loaded))
+                    with self._spans("transfer"):
+                        pending.append(self._slots.fetch(loaded))
                 if self._on_tick is not None:
                     self._on_tick(self, loaded.tick)
                 while pending and pending[0].ready:
@@ -135,9 +139,9 @@ class Run(Iterator[Sample]):
         ticks, window = iter(self.timeline), min(one.window for one in self._executors)
         places = self._slots.length, self._slots.spare
         while self._failure is None:
-            with timed(self._seconds, "plan"):
+            with timed(self._seconds, "plan"), self._spans("plan"):
                 taken = self._plan(ticks, window)
-                loaded = load(taken, self._bucket, *places, partial(upload, self._device))
+                loaded = load(taken, self._bucket, *places, self._upload)
             if not taken:
                 return
             yield from loaded
@@ -150,6 +154,10 @@ class Run(Iterator[Sample]):
         except Exception as error:
             self._failure = error
         return taken
+
+    def _upload(self, packed: np.ndarray) -> Tensor:
+        with self._spans("transfer"):
+            return upload(self._device, packed)
 
     def _bucket(self, tick: Tick) -> Bucket:
         return self._executors[tick.model].bucket(tick)
@@ -166,15 +174,16 @@ class Run(Iterator[Sample]):
     def _step(self, bucket: Bucket, inputs: TickInputs) -> None:
         """One tick on the device: the same work for all ticks of a bucket."""
         denoiser = self._models[bucket.model]
-        batch = self._batch(bucket, inputs)
+        with self._spans("transfer"):
+            batch = self._batch(bucket, inputs)
         chunks = denoiser.chunks(batch, self._workspace)
         seconds = self._model_seconds[bucket.model] if self._device.type == "cpu" else None
         while True:
-            with timed(seconds, "body"):
+            with timed(seconds, "body"), self._spans("body"):
                 part, hidden = next(chunks, (None, None))
             if part is None:
                 break
-            with timed(seconds, "head"):
+            with timed(seconds, "head"), self._spans("head"):
                 drawn = self._draw(denoiser, hidden, inputs.keys[part], inputs.targets[part])
                 self._slots.logprobs.index_copy_(0, inputs.targets[part], drawn.logprob.float())
 
@@ -210,11 +219,13 @@ class Run(Iterator[Sample]):
             lengths = Offsets(inputs.starts, longest)
         if row_counts is None:
             row_counts = Offsets(inputs.row_starts, min(longest, bucket.num_rows))
-        return Batch(tokens, lengths, inputs.rows, row_counts, inputs.mask_rate, inputs.positions)
+        return Batch(tokens, lengths, inputs.rows, row_counts, inputs.mask_rate, inputs.positions, self._spans)
 
     def _hand_out(self, hand_out: HandOut) -> Iterator[Sample]:
         for index, tokens, logprobs, reveal_step in hand_out.finished(self._models[0].spec.mask_id):
-            yield Sample(index, tokens, logprobs, reveal_step, decode(tokens, self._tokenizer))
+            with self._spans("decode"):
+                text = decode(tokens, self._tokenizer)
+            yield Sample(index, tokens, logprobs, reveal_step, text)
 
 
 @contextmanager

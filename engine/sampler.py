@@ -22,6 +22,7 @@ from unmask.reveal import Ancestral, Reveal
 from unmask.run import Run, buffer_bytes
 from unmask.samples import Samples
 from unmask.schedule import Schedule
+from unmask.spans import SILENT, Spans
 from unmask.timeline import Events, Limits, Tick, Timeline, events
 from unmask.work import Load
 
@@ -156,6 +157,7 @@ class Sampler:
         prompt: Prompt | Iterable[Prompt] | None = None,
         suffix: Prompt | Iterable[Prompt] | None = None,
         progress: bool | Progress = False,
+        spans: Spans = SILENT,
     ) -> Samples:
         """All samples of a run.
 
@@ -163,6 +165,7 @@ class Sampler:
         models' `max_length` when left out. seed: unsigned 64-bit. prompt, suffix: what stands at the start and at the
         end, as text or token ids, the same for all or one per sample; mask ids in ids, and `<mask>` or `<mask:12>` in
         text, leave gaps to fill. progress: True shows one on standard error; or a `Progress` of your own.
+        spans: is told of the parts of the run as they begin and end, see `unmask.spans`.
 
         Raises:
             ValueError, TypeError: an argument is out of range; nothing has run then.
@@ -171,7 +174,7 @@ class Sampler:
         """
         view = progress if isinstance(progress, Progress) else Progress.on_stderr() if progress else Progress()
         requests = self._requests(num_samples, length, prompt, suffix)
-        run = self._run(requests, length, seed, num_samples, view.update)
+        run = self._run(requests, length, seed, num_samples, view.update, spans)
         with view:
             view.start(int(num_samples), self._num_masked(requests), list(self.models))
             samples = [view.finish(sample) for sample in run]
@@ -220,6 +223,7 @@ class Sampler:
         seed: int,
         num_samples: int | None,
         on_tick: Callable[[Run, Tick], object] | None,
+        spans: Spans = SILENT,
     ) -> Run:
         limits, models = partial(self._limits, length, num_samples), list(self.models.values())
         memory.check(models[0].device, self.max_batch, lambda max_batch: buffer_bytes(models, limits(max_batch)))
@@ -233,6 +237,7 @@ class Sampler:
             impl=self.impl,
             graphs=self.graphs,
             on_tick=on_tick,
+            spans=spans,
         )
 
     def _timeline(

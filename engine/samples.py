@@ -1,7 +1,6 @@
 """What comes out: samples, their statistics, and the files they are saved to."""
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from unmask.cost import Cost, flops_dict
-from unmask.files import replace_whole
+from unmask.files import check_file, replace_whole
 
 SUFFIXES = (".jsonl", ".parquet")
 
@@ -190,10 +189,7 @@ def check_path(path: str | Path) -> Path:
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise ValueError(f"path must end in {' or '.join(SUFFIXES)}, got {str(path)!r}")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"path must lie in a folder that exists, got {str(path)!r}")
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise PermissionError(f"path must be a file in a folder that can be written, got {str(path)!r}")
+    check_file("path", path)
     return path
 
 

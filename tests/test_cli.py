@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.control import strip_control_codes
 
 import unmask
-from unmask import checkpoints, cli, measure
+from unmask import checkpoints, cli, measure, request
 from unmask.calibration import Calibration
 from unmask.models.dit import Shape, tensor_shapes
 from unmask.progress import Bar, Lines, Progress, Unmasking
@@ -113,7 +113,9 @@ class TestSample:
         other = torch.bfloat16 if choice is torch.float32 else torch.float32
         monkeypatch.setattr("unmask.dtype.in_turns", lambda runs, **options: {choice: [0.003], other: [0.004]})
         made = []
-        monkeypatch.setattr(cli, "Sampler", lambda models, **options: made.append(models) or Sampler(models, **options))
+        monkeypatch.setattr(
+            request, "Sampler", lambda models, **options: made.append(models) or Sampler(models, **options)
+        )
         status, _, err = run("sample", "-n", 1, "--length", 8, "--dtype", "auto", *models(pair))
         names = [str(dtype).removeprefix("torch.") for dtype in (choice, other)]
         assert status == 0 and err.startswith(f"dtype {names[0]}: a block takes 3 ms, 4 ms in {names[1]}\n")

@@ -50,7 +50,7 @@ def with_executor(monkeypatch):
     made = []
 
     def use(kind, window=graphs.WINDOW):
-        def executors(denoisers, limits, wanted, impl):
+        def executors(denoisers, limits, wanted, impl, spans):
             made.extend(kind(denoiser.device, limits) for denoiser in denoisers)
             for one in made:
                 one.window = window

@@ -192,8 +192,8 @@ def test_the_command_writes_table_json_and_plots(corpus, tmp_path, monkeypatch, 
     ).read_text()
     with pytest.raises(SystemExit):
         run(monkeypatch, *options, "--json")
-    assert json.loads(capsys.readouterr().out) == saved
-    assert saved["kind"] == "importance" and saved["machine"]["torch"] == torch.__version__
+    assert {**json.loads(capsys.readouterr().out), "date": saved["date"]} == saved
+    assert saved["kind"] == "importance" and saved["versions"]["torch"] == torch.__version__
     assert saved["identities"]["heavy"]["dtype"] == "float32"
     with pytest.raises(SystemExit):
         run(monkeypatch, *options, "--dtype", "bfloat16", "--json")

@@ -577,7 +577,8 @@ def test_the_command_writes_table_json_and_plots(scored, tmp_path, monkeypatch, 
     assert (out / "search.png").read_bytes().startswith(b"\x89PNG") and "<svg" in (out / "search.svg").read_text()
     assert run(monkeypatch, *options, "--json") == 0
     again = capsys.readouterr()
-    assert json.loads(again.out) == saved and again.err == "search: 11 of 11 schedules were finished earlier\n"
+    assert {**json.loads(again.out), "date": saved["date"]} == saved and saved["kind"] == "search"
+    assert again.err == "search: 11 of 11 schedules were finished earlier\n"
     assert run(monkeypatch, *options, "--seed", 1) == 2
     assert "where seed is 0, not 1" in capsys.readouterr().err
 

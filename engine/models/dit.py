@@ -363,7 +363,7 @@ class _Call:
     """One network call: the batch, its buffers, and c when the network is time-conditioned."""
 
     def __init__(self, model: DiT, batch: Batch, workspace: Workspace):
-        self.model, self.batch, self.workspace = model, batch, workspace
+        self.model, self.batch, self.workspace, self.spans = model, batch, workspace, batch.spans
         self.num_heads, self.dim = model.spec.num_heads, model.spec.hidden_size
         self.c = None
         if model.sigma_map:
@@ -374,10 +374,13 @@ class _Call:
 
     def hidden(self) -> Tensor:
         residual, delta, gate = self.embed(), None, None
-        for index, block in enumerate(self.model.blocks[:-1]):
-            vectors = self.modulation(block.modulation, 6, index)
-            delta, gate = self.full_block(block, vectors, residual, delta, gate)
-        return self.last_block(self.model.blocks[-1], residual, delta, gate)
+        *full, last = self.model.blocks
+        for index, block in enumerate(full):
+            with self.spans("block", index):
+                vectors = self.modulation(block.modulation, 6, index)
+                delta, gate = self.full_block(block, vectors, residual, delta, gate)
+        with self.spans("block", len(full)):
+            return self.last_block(last, residual, delta, gate)
 
     def embed(self) -> Tensor:
         """The residual stream, float32 [T, D]."""
@@ -396,7 +399,8 @@ class _Call:
         normed = add_norm(residual, delta, *block.norm1, gate=gate, **vectors.first, **self.of(lengths), out=out)
         (linear,) = block.projections
         qkv = linear(normed, out=self.view("qkv", num, 3 * self.dim)).view(num, 3, self.num_heads, -1)
-        attention(*qkv.unbind(1), lengths=lengths, rope=self.model.rope, out=normed)
+        with self.spans("attention"):
+            attention(*qkv.unbind(1), lengths=lengths, rope=self.model.rope, out=normed)
         return self.finish(block, vectors, residual, normed, self.view("qkv", num, self.dim), lengths)
 
     def last_block(self, block: Block, residual: Tensor, delta: Tensor | None, gate: Tensor | None) -> Tensor:
@@ -410,15 +414,16 @@ class _Call:
         of_rows, of_tokens = block.projections
         query = of_rows(state, out=self.view("row_query", num_rows, d))
         kv = of_tokens(normed, out=self.view("qkv", num, 2 * d))
-        attention(
-            query.view(num_rows, self.num_heads, -1),
-            *kv.view(num, 2, self.num_heads, -1).unbind(1),
-            lengths=lengths,
-            row_counts=row_counts,
-            positions=self.batch.row_positions,
-            rope=self.model.rope,
-            out=state,
-        )
+        with self.spans("attention"):
+            attention(
+                query.view(num_rows, self.num_heads, -1),
+                *kv.view(num, 2, self.num_heads, -1).unbind(1),
+                lengths=lengths,
+                row_counts=row_counts,
+                positions=self.batch.row_positions,
+                rope=self.model.rope,
+                out=state,
+            )
         wide = torch.index_select(residual, 0, rows, out=self.workspace.view("row_residual", num_rows, d))
         delta, gate = self.finish(block, vectors, wide, state, query, row_counts)
         final = self.modulation(self.model.final_modulation, 2, self.model.spec.num_blocks)

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 from unmask.denoiser import Denoiser
 from unmask.dtype import parse as parse_dtype
-from unmask.info import machine
+from unmask.info import environment
 from unmask.study.quality import TextScorer
 from unmask.study.scorer import TRIGRAM, TrigramScorer, load_scorer, locate
 from unmask.training.baselines import Trigram
@@ -138,9 +138,10 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def result(kind: str, content: dict) -> dict:
-    """A result file: its kind and the machine before the content."""
-    return {"kind": kind, "schema": SCHEMA, "machine": machine(), **content}
+def result(kind: str, models: dict[str, Denoiser], content: dict) -> dict:
+    """A result file: what it is and where it was measured, before the content."""
+    device = next(iter(models.values())).device
+    return {"kind": kind, "schema": SCHEMA, "partial": False, **environment(device), **content}
 
 
 def show(table: Table) -> None:

@@ -57,7 +57,7 @@ def importance_command(
     text = heldout_windows(data, heldout_share, tokenizer_of(models), length, windows)
     with counted(num_batches(len(text), bins, draws, BATCH)) as advance:
         found = importance(models, text, bins=bins, draws=draws, batch_size=BATCH, seed=seed, on_batch=advance)
-    content = result("importance", found.to_json())
+    content = result("importance", models, found.to_json())
     if as_json:
         print(json.dumps(content))
     else:

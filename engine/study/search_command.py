@@ -197,11 +197,10 @@ def search_command(
         whole=whole,
         watch=Watch.on_stderr(),
     )
-    _publish(found, out, as_json)
+    _publish(found, result("search", models, found.to_json()), out, as_json)
 
 
-def _publish(found: Search, out: Path, as_json: bool) -> None:
-    content = result("search", found.to_json())
+def _publish(found: Search, content: dict, out: Path, as_json: bool) -> None:
     if as_json:
         print(json.dumps(content))
     else:

@@ -1,0 +1,1 @@
+"""One sampling run, taken apart: `unmask profile`."""
