@@ -1,1 +1,1 @@
-"""Timings beside peers, by hand: `python -m benchmarks.sample_head` and `benchmarks.step`. Never part of the tests."""
+"""Timings beside peers, by hand: `python -m benchmarks` and `benchmarks.step`. Never part of the tests."""

@@ -16,7 +16,7 @@ _SOURCES = "csrc", "setup.py"
 _BUILD_SECONDS = 900
 
 
-class BaseError(RuntimeError):
+class BaseError(Exception):
     """Why the other commit cannot be timed."""
 
 
@@ -31,12 +31,12 @@ class Base:
 @contextmanager
 def checked_out(revision: str) -> Iterator[Base]:
     """The commit in a worktree outside this one, with its kernels built; removed however the block ends."""
-    commit = _git("rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}", wrong="is no commit of this repository")
+    commit = _git("rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}", wrong="no commit of this repository")
     folder = Path(tempfile.mkdtemp(prefix="unmask-base-"))
     before = signal.signal(signal.SIGTERM, _end)  # a killed benchmark cleans up like an interrupted one
     try:
         tree = folder / "tree"
-        _git("worktree", "add", "--detach", str(tree), commit, wrong="cannot be checked out")
+        _git("worktree", "add", "--detach", str(tree), commit, wrong="it cannot be checked out")
         _build(tree, commit)
         yield Base(commit, _packages(folder, tree))
     finally:

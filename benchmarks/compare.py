@@ -1,11 +1,11 @@
-"""Holds the operators' results of two runs against each other, row by row: FAST, SLOW, SAME or AMBG.
+"""Holds the operators' results of two runs against each other, row by row: FAST, SLOW, SAME, AMBG.
 
     python -m benchmarks compare before.json after.json --fail-on-slow
 
-A row's noise is half of what lies between its 20th and 80th percentile, as a share of its median; the band is the larger
-noise of the two rows, at least 1 %. SAME: the medians differ by less than the band, which is no wider than 10 %. FAST or
-SLOW: they differ by more, and the second run's p20 to p80 lies wholly below or above the first's. AMBG: anything else.
-Times are those of the graph's replay where both have one, else of the cold run.
+A row's noise is half of what lies between its 20th and 80th percentile, as a share of its median; the band is the
+larger noise of the two rows, at least 1 %. SAME: the medians differ by less than the band, which is no wider than 10 %.
+FAST or SLOW: they differ by more, and the second run's p20 to p80 lies wholly below or above the first's. AMBG:
+anything else. Times are those of the graph's replay where both have one, else of the cold run.
 """
 
 import argparse

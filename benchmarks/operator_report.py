@@ -14,7 +14,16 @@ from benchmarks.rows import KIND, REFERENCE, Row
 PUBLISHED = HEAD_PEERS[0].name
 # What a narrow table does without, the first of them first.
 _DISPENSABLE = ("floor µs", "× graph", "× warm", "× cold", "GFLOP/s", "GB/s", "MB", "p20–p80", "of rate", "of GB/s")
-_COUNTED = "num_rows", "num_sequences"  # differ from row to row
+_LETTERS = {  # of the sizes that all rows of a table share
+    "hidden_size": "D",
+    "vocab_size": "V",
+    "embedding_size": "E",
+    "length": "L",
+    "num_queries": "queries",
+    "num_heads": "H",
+    "num_kv_heads": "G",
+    "head_dim": "D / H",
+}
 _CHECKED = "law and notes"
 _LEAST_CHECKED, _MOST_CHECKED = 22, 44
 _NOTES = (
@@ -46,7 +55,7 @@ class OperatorReport(Report):
 
 def _title(row: Row) -> str:
     what = family(row.operator).parts[row.part]
-    sizes = ", ".join(f"{name} {size:,}" for name, size in row.shape.items() if name not in _COUNTED)
+    sizes = ", ".join(f"{_LETTERS[name]} = {size:,}" for name, size in row.shape.items() if name in _LETTERS)
     return f"{row.operator}: {what}; {row.model} ({sizes}), {row.device} {row.dtype}"
 
 

@@ -90,7 +90,9 @@ def with_ratios(rows: list[Row]) -> list[Row]:
     """The rows of one case and side, `ratios` filled in for the implementations."""
 
     def against(row: Row, way: str) -> dict[str, float]:
-        others = [each for each in rows if each is not row and (each.role == "peer" or each.implementation == REFERENCE)]
+        others = [
+            each for each in rows if each is not row and (each.role == "peer" or each.implementation == REFERENCE)
+        ]
         ours, theirs = row.timings[way], {other.implementation: other.timings[way] for other in others}
         return {name: timing.median / ours.median for name, timing in theirs.items() if timing} if ours else {}
 

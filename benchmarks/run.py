@@ -14,12 +14,13 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from rich.console import Console
 
 from benchmarks import liger
-from benchmarks.base import BaseError, checked_out
+from benchmarks.base import Base, BaseError, checked_out
 from benchmarks.cases import Point
 from benchmarks.ceilings import Ceilings, measure
 from benchmarks.compare import compared, show
@@ -28,7 +29,7 @@ from benchmarks.operator_report import OperatorReport
 from benchmarks.rows import Row, with_ratios
 from benchmarks.selection import chosen_points, parse
 from benchmarks.timing import Effort, Timing, cache_bytes
-from benchmarks.trial import Settings, Trial, Timer
+from benchmarks.trial import Settings, Timer, Trial, one_line
 from benchmarks.worker import Worker
 
 _BLOCKS = 2  # of each side, in turns, where there are two
@@ -38,59 +39,55 @@ _LEAST_WIDTH = 120  # of the table; a narrower terminal wraps its lines
 
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
-    options = parse(arguments)
+    options = parse(arguments, __doc__)
     torch.set_num_threads(options.threads)
     points = chosen_points(options)
     if options.list:
         print("\n".join(f"{point.operator} {point.name}" for point in points))
         return 0
-    device = torch.device(options.device)
-    report = OperatorReport(command("benchmarks", ["run", *arguments]), describe(device))
+    report = OperatorReport(command("benchmarks", ["run", *arguments]), describe(torch.device(options.device)))
     console = Console(stderr=True)
     console.width = max(console.width, _LEAST_WIDTH)
     try:
         with ExitStack() as stack:
-            bench = Bench(options, device, report, console, stack)
+            base = stack.enter_context(checked_out(options.base)) if options.base else None
+            bench = Bench(options, report, console, base)
             for dtype in options.dtype:
                 bench.run(points, getattr(torch, dtype))
-    except KeyboardInterrupt:
-        console.print("interrupted")
-        report.failures.append("interrupted")
-    except BaseError as error:
-        sys.exit(f"--base {options.base}: {error}")
-    finally:
         report.partial = bool(report.failures)
-        save(report, options)
+    except KeyboardInterrupt:
+        report.failures.append("interrupted")
+    except TimeoutError as error:
+        report.failures.append(str(error))
+    except BaseError as error:
+        if not report.rows:
+            sys.exit(f"--base {options.base}: {error}")
+        report.failures.append(f"--base {options.base}: {error}")
+    finally:
+        if report.rows or report.failures:
+            save(report, options.out)
     report.show(console)
-    if options.base is not None:
-        sides = defaultdict(list)
-        for row, _ in report.rows:
-            sides[row.side].append(row)
-        show(compared(sides["base"], sides["this"]), (options.base, "this"), console)
+    if options.base:
+        before, after = ([row for row, _ in report.rows if row.side == side] for side in ("base", "this"))
+        show(compared(before, after), (options.base, "this"), console)
     return int(report.partial)
 
 
-def save(report: OperatorReport, options: Namespace) -> None:
-    if options.out is not None:
-        report.save(options.out / "operators.json")
-        liger.write(options.out / "operators.csv", report)
+def save(report: OperatorReport, folder: Path | None) -> None:
+    if folder is not None:
+        report.save(folder / "operators.json")
+        liger.write(folder / "operators.csv", report)
 
 
 class Bench:
-    """All cases of a command: of one side, in this process, or with --base of two, each in a process of its own."""
+    """All cases of a command: of one side, in this process, or with a base of two, each in a process of its own."""
 
-    def __init__(
-        self,
-        options: Namespace,
-        device: torch.device,
-        report: OperatorReport,
-        console: Console,
-        stack: ExitStack,
-    ):
-        self.options, self.device, self.report, self.console = options, device, report, console
+    def __init__(self, options: Namespace, report: OperatorReport, console: Console, base: Base | None):
+        self.options, self.report, self.console, self.base = options, report, console, base
+        self.device = torch.device(options.device)
         self.sides: dict[str, Timer | Worker] = {}
-        self.largest: dict[tuple[str, str, str], int] = defaultdict(int)
-        self.stack = stack
+        self.largest: dict[tuple[str, str, str], int] = {}  # count of a part
+        report.base = base and base.commit
 
     def run(self, points: list[Point], dtype: torch.dtype) -> None:
         ceilings = self.ceilings(dtype)
@@ -99,12 +96,12 @@ class Bench:
             limit=self.options.limit,
             draws=self.options.draws,
             impl=self.options.impl,
-            peers=self.options.peers and self.options.base is None,
+            peers=self.options.peers and self.base is None,
             read=ceilings.by,
         )
         for point in points:
-            known = point.operator, point.part, point.model
-            self.largest[known] = max(self.largest[known], point.count)
+            part = point.operator, point.part, point.model
+            self.largest[part] = max(point.count, self.largest.get(part, 0))
         with ExitStack() as stack:
             self.sides = self.started(settings, stack)
             for point in points:
@@ -118,13 +115,9 @@ class Bench:
         self.report.ceilings.append(found)
         return found
 
-    def started(self, settings: Settings, stack: ExitStack) -> dict[str, "Timer | Worker"]:
-        if self.options.base is None:
+    def started(self, settings: Settings, stack: ExitStack) -> dict[str, Timer | Worker]:
+        if self.base is None:
             return {"this": Timer(self.device, settings)}
-        if self.report.base is None:
-            self.say(f"checking out {self.options.base}")
-            self.base = self.stack.enter_context(checked_out(self.options.base))
-            self.report.base = self.base.commit
         folders = {"base": self.base.packages, "this": None}
         workers = {side: Worker(folder, self.device, settings) for side, folder in folders.items()}
         return {side: stack.enter_context(worker) for side, worker in workers.items()}
@@ -133,16 +126,13 @@ class Bench:
         """Adds a row for every variant, timed or with the reason why not."""
         name = f"{point.operator} {point.name} {str(dtype).removeprefix('torch.')}"
         if time.monotonic() > self.options.deadline:
-            budget = f"the budget of {self.options.budget:g} s was spent before {name}"
-            if budget.split(" before ")[0] not in " ".join(self.report.failures):
-                self.report.failures.append(budget)
-            return
+            raise TimeoutError(f"the budget of {self.options.budget:g} s was spent before {name}")
         self.say(name)
         try:
             trials = {side: timer.open(point, dtype) for side, timer in self.sides.items()}
             rows = list(self.rows(point, trials))
         except (RuntimeError, MemoryError) as error:
-            self.report.failures.append(f"{name}: {type(error).__name__}: {str(error).splitlines()[0]}")
+            self.report.failures.append(f"{name}: {one_line(error)}")
             return
         self.report.failures += [
             f"{name}: {row.implementation} fails its check: {row.law}"
@@ -155,7 +145,8 @@ class Bench:
         if self.options.out is not None:
             self.report.save(self.options.out / "operators.json")
 
-    def rows(self, point: Point, trials: dict[str, Trial]) -> Iterator[Row]:
+    def rows(self, point: Point, trials: dict[str, Trial | Worker]) -> Iterator[Row]:
+        """Of all sides, which take turns in blocks where there are two."""
         blocks = _BLOCKS if len(trials) > 1 else 1
         found = {side: defaultdict(lambda: defaultdict(list)) for side in trials}
         notes: dict[str, dict[str, str]] = defaultdict(dict)
@@ -175,9 +166,9 @@ class Bench:
             for row in with_ratios(rows):
                 yield self.weighed(row, point, trial)
 
-    def weighed(self, row: Row, point: Point, trial: Trial) -> Row:
+    def weighed(self, row: Row, point: Point, trial: Trial | Worker) -> Row:
         """With its memory, at the largest count of its part."""
-        asked = self.options.memory and self.options.base is None and row.role in ("implementation", "peer")
+        asked = self.options.memory and self.base is None and row.role in ("implementation", "peer")
         largest = point.count == self.largest[point.operator, point.part, point.model]
         return replace(row, memory=trial.weigh(row.implementation)) if asked and largest and row.seconds else row
 

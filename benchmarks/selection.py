@@ -20,9 +20,8 @@ DEFAULTS = {
 }
 
 
-def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = _parser()
-    options = parser.parse_args(arguments)
+def parse(arguments: list[str], description: str) -> argparse.Namespace:
+    options = _parser(description).parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit("--device cuda: torch sees no GPU here")
     if options.out is not None:
@@ -43,19 +42,17 @@ def chosen_points(options: argparse.Namespace) -> list[Point]:
     """At least one; a sentence and the end of the program where nothing is left."""
     with_impl = operators_with(options.operator, options.impl)
     sizes = {"rows": options.rows, "sequences": options.sequences}
-    found = points(with_impl, options.shape, options.device, sizes)
-    for words in options.case or []:
-        found = [point for point in found if set(words.split()) <= named(point)] or _nothing(words, found)
-    return found
+    every = points(with_impl, options.shape, options.device, sizes)
+    asked = options.case or [""]
+    for words in asked:
+        if not any(has(point, words) for point in every):
+            known = dict.fromkeys(word for point in every for word in (point.operator, *point.name.split()))
+            sys.exit(f"--case: no case has all the words {words!r}; they have: {', '.join(known)}")
+    return [point for point in every if any(has(point, words) for words in asked)]
 
 
-def named(point: Point) -> set[str]:
-    return {point.operator, *point.name.split()}
-
-
-def _nothing(words: str, found: list[Point]) -> list[Point]:
-    known = dict.fromkeys(word for point in found for word in (point.operator, *point.name.split()))
-    sys.exit(f"--case: no case has all the words {words!r}; they have: {', '.join(known)}")
+def has(point: Point, words: str) -> bool:
+    return set(words.split()) <= {point.operator, *point.name.split()}
 
 
 def operators_with(asked: list[str], impl: frozenset[str] | None) -> list[str]:
@@ -74,17 +71,18 @@ def operators_with(asked: list[str], impl: frozenset[str] | None) -> list[str]:
     return found
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks run",
-        description=sys.modules["benchmarks.run"].__doc__ if "benchmarks.run" in sys.modules else None,
+        usage="python -m benchmarks run [options], see --help",
+        description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     known = operators()
     every = list(dict.fromkeys(name for each in known.values() for name in each))
     add = parser.add_argument
     add("--operator", type=names(known), metavar="NAMES", help=f"some of {','.join(known)}; default: all")
-    add("--case", action="append", metavar="WORDS", help="cases with all these words, as in 'whole R=32'; see --list")
+    add("--case", action="append", metavar="WORDS", help="cases with all these words; may be repeated; see --list")
     add("--impl", type=names(every), metavar="NAMES", help=f"some of {','.join(every)}; default: all that serve")
     add("--device", choices=DEFAULTS, default="cuda" if torch.cuda.is_available() else "cpu")
     add("--dtype", type=names(DTYPES), help=f"some of {','.join(DTYPES)}; default: what the device is for")

@@ -12,6 +12,7 @@ from benchmarks.rows import Row
 from benchmarks.timing import Effort, Flush, Run, capture, clock, take_turns
 from benchmarks.variants import Variant, beside, implementations
 
+_NEW_LINE = "\n"
 _GRAPH_BELOW = 2e-3  # seconds; in a longer run the launches do not show
 
 Seconds = dict[str, dict[str, list[float]]]  # by variant and way of timing
@@ -77,7 +78,7 @@ class Trial:
         try:
             verdict = variant.check and variant.check(self.case, self.timer.settings.draws)
         except (RuntimeError, ValueError) as error:
-            return row.noted(f"{type(error).__name__}: {str(error).splitlines()[0]}")
+            return row.noted(one_line(error))
         if verdict:
             row = replace(row, law=verdict.detail, law_passed=verdict.passed)
             if not verdict.passed and variant.role == "implementation":
@@ -145,5 +146,9 @@ def captured(runs: dict[str, Run], capture: Callable[[Run], Run] = capture) -> t
         try:
             replays[name] = capture(run)
         except RuntimeError as error:
-            notes[name] = f"no graph: {str(error).splitlines()[0]}"
+            notes[name] = f"no graph: {str(error).partition(_NEW_LINE)[0]}"
     return replays, notes
+
+
+def one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).partition(_NEW_LINE)[0]}"

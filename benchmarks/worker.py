@@ -7,6 +7,8 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TextIO
@@ -20,8 +22,6 @@ from benchmarks.machine import ROOT
 from benchmarks.rows import Row
 from benchmarks.shapes import Shape
 from benchmarks.trial import Seconds, Settings, Timer
-
-_LAST_LINES = 3  # of what a process that ended had to say
 
 
 class Worker:
@@ -39,24 +39,29 @@ class Worker:
             environment["PYTHONPATH"] = os.pathsep.join(
                 [str(self.packages), *filter(None, [environment.get("PYTHONPATH")])]
             )
-        pipe = subprocess.PIPE
+        self.log = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker", json.dumps(self.request)],
             cwd=ROOT,
             env=environment,
-            stdin=pipe,
-            stdout=pipe,
-            stderr=pipe,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
             text=True,
         )
-        found = Path(self.answer()["unmask"])
-        if self.packages is not None and not found.is_relative_to(self.packages):
-            raise BaseError(f"its process found another unmask, {found}")
+        try:
+            found = Path(self.answer()["unmask"])
+            if self.packages is not None and not found.is_relative_to(self.packages):
+                raise BaseError(f"its process found another unmask, {found}")
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *exception) -> None:
         self.process.kill()
         self.process.communicate()
+        self.log.close()
 
     def open(self, point: Point, dtype: torch.dtype) -> "Worker":
         found = self.ask(point=asdict(point), dtype=str(dtype).removeprefix("torch."))
@@ -67,14 +72,16 @@ class Worker:
         return tuple(self.ask(share=share))
 
     def ask(self, **request: object) -> dict | list:
-        print(json.dumps(request), file=self.process.stdin, flush=True)
+        with suppress(BrokenPipeError):  # the answer tells why
+            print(json.dumps(request), file=self.process.stdin, flush=True)
         return self.answer()
 
     def answer(self) -> dict | list:
         line = self.process.stdout.readline()
         if not line:
-            said = self.process.communicate()[1].strip().splitlines()
-            raise BaseError(f"its process ended: {' '.join(said[-_LAST_LINES:]) or 'without a word'}")
+            self.log.seek(0)
+            said = self.log.read().strip().splitlines()
+            raise BaseError(f"its process ended: {said[-1] if said else 'without a word'}")
         found = json.loads(line)
         if isinstance(found, dict) and "error" in found:
             raise RuntimeError(found["error"])

@@ -1,6 +1,7 @@
 """Cases of add_norm: what lies between two products of a block, without and with time conditioning."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -26,7 +27,11 @@ class NormCase(Case):
     out: Tensor
     num_sequences: int
     vectors: dict[str, Tensor] = field(default_factory=dict)
-    tolerance = {torch.float32: 1e-5, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
+    tolerance: ClassVar[dict[torch.dtype, float]] = {
+        torch.float32: 1e-5,
+        torch.bfloat16: 2.0**-8,
+        torch.float16: 2.0**-11,
+    }
 
     @property
     def dtype(self) -> torch.dtype:

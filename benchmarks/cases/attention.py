@@ -1,6 +1,7 @@
 """Cases of attention: whole sequences, rotary embedding included, and the last block's few queries of each."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ class AttentionCase(Case):
     num_sequences: int
     out: Tensor
     # Rotated rows and shares of a 16-bit call are rounded before their products, in every implementation's own order.
-    tolerance = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+    tolerance: ClassVar[dict[torch.dtype, float]] = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
     @property
     def dtype(self) -> torch.dtype:

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ class Case(ABC):
     tolerance  see `allowed`, by dtype
     """
 
-    tolerance: Mapping[torch.dtype, float] = _LIKE_FP32
+    tolerance: ClassVar[Mapping[torch.dtype, float]] = _LIKE_FP32
     dtype: torch.dtype
     device: torch.device
 

@@ -1,6 +1,7 @@
 """Cases of expected_embedding: a head and an input embedding of one width, as a self-conditioned denoiser has them."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ class EmbeddingCase(Case):
     weight: Tensor
     table: Tensor
     # Of 16-bit probabilities, which a GPU rounds before they meet the table.
-    tolerance = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+    tolerance: ClassVar[dict[torch.dtype, float]] = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
     @property
     def dtype(self) -> torch.dtype:
