@@ -134,9 +134,8 @@ def main(arguments: list[str] | None = None) -> int:
     for path, content in zip(options.files, (first, second), strict=True):
         if content.get("partial"):
             console.print(escape(f"{path} is partial"), style="yellow", highlight=False)
-    show(
-        found, tuple(path.stem if path.stem != options.files[0].stem else str(path) for path in options.files), console
-    )
+    stems = tuple(path.stem for path in options.files)
+    show(found, stems if len(set(stems)) == 2 else tuple(map(str, options.files)), console)
     return int(options.fail_on_slow and found.slow)
 
 

@@ -4,11 +4,11 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
-from pathlib import Path
+from contextlib import nullcontext
 
 import pytest
 import torch
+from measured import CEILINGS
 from test_structure import ROOT
 
 from benchmarks import base, run
@@ -16,7 +16,7 @@ from benchmarks.base import BaseError, checked_out
 from benchmarks.cases import Point
 from benchmarks.rows import read_rows
 from benchmarks.shapes import Shape
-from benchmarks.trial import Settings
+from benchmarks.trial import Settings, Timer
 from benchmarks.worker import Worker
 
 CPU = torch.device("cpu")
@@ -121,8 +121,6 @@ class FakeWorker:
         self.log.append(f"end {self.name}")
 
     def open(self, point, dtype):
-        from benchmarks.trial import Timer
-
         self.rows = Timer(CPU, self.settings).open(point, dtype).rows
         return self
 
@@ -136,10 +134,6 @@ def test_sides_take_turns_and_are_compared(tmp_path, monkeypatch, capsys):
     class Found:
         commit, packages = "abc", "base"
 
-    from contextlib import nullcontext
-
-    from measured import CEILINGS
-
     monkeypatch.setattr(run, "measure", lambda *arguments: CEILINGS)
     monkeypatch.setattr(run, "Worker", FakeWorker)
     monkeypatch.setattr(run, "checked_out", lambda revision: nullcontext(Found))
@@ -152,8 +146,3 @@ def test_sides_take_turns_and_are_compared(tmp_path, monkeypatch, capsys):
     assert result["base"] == "abc"
     assert [(each.side, each.seconds, each.timings["cold"].rounds) for each in rows] == [("base", 1, 4), ("this", 2, 4)]
     assert "v1 → this" in (told := capsys.readouterr().err) and "0 FAST, 1 SLOW" in told
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="looks at the temporary folder of Linux")
-def test_nothing_was_left_behind():
-    assert not list(Path("/tmp").glob("unmask-base-*/tree/.git"))
