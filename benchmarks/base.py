@@ -1,5 +1,6 @@
 """Another commit of this repository, checked out and built in a folder that is thrown away."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.machine import ROOT
+from benchmarks import ROOT
 
 _SOURCES = "csrc", "setup.py"
 _BUILD_SECONDS = 900
@@ -29,15 +30,16 @@ class Base:
 
 
 @contextmanager
-def checked_out(revision: str) -> Iterator[Base]:
-    """The commit in a worktree outside this one, with its kernels built; removed however the block ends."""
+def checked_out(revision: str, cuda: bool) -> Iterator[Base]:
+    """The commit in a worktree outside this one, with its kernels built, those for CUDA if asked for; removed however
+    the block ends."""
     commit = _git("rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}", wrong="no commit of this repository")
     folder = Path(tempfile.mkdtemp(prefix="unmask-base-"))
     before = signal.signal(signal.SIGTERM, _end)  # a killed benchmark cleans up like an interrupted one
     try:
         tree = folder / "tree"
         _git("worktree", "add", "--detach", str(tree), commit, wrong="it cannot be checked out")
-        _build(tree, commit)
+        _build(tree, commit, cuda)
         yield Base(commit, _packages(folder, tree))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -58,7 +60,7 @@ def _packages(folder: Path, tree: Path) -> Path:
     return packages
 
 
-def _build(tree: Path, commit: str) -> None:
+def _build(tree: Path, commit: str, cuda: bool) -> None:
     """The compiled kernels: those of this checkout where both have the same sources."""
     same = subprocess.run(["git", "diff", "--quiet", commit, "--", *_SOURCES], cwd=ROOT, capture_output=True)
     if same.returncode == 0:
@@ -66,8 +68,10 @@ def _build(tree: Path, commit: str) -> None:
             shutil.copy2(library, tree / "kernels")
         return
     command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    environment = os.environ | ({} if cuda else {"UNMASK_CUDA": "0"})
+    options = {"cwd": tree, "env": environment, "capture_output": True, "text": True}
     try:
-        done = subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=_BUILD_SECONDS)
+        done = subprocess.run(command, **options, timeout=_BUILD_SECONDS)
     except subprocess.TimeoutExpired:
         raise BaseError(f"its kernels were not built after {_BUILD_SECONDS} s") from None
     if done.returncode:

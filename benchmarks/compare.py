@@ -18,8 +18,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from benchmarks.operator_report import micro
-from benchmarks.results import MalformedResult
-from benchmarks.rows import Row, read_rows
+from benchmarks.results import MalformedResult, read_rows
+from benchmarks.rows import Row
 from benchmarks.timing import Timing
 
 LEAST_BAND, WIDEST_BAND = 0.01, 0.10

@@ -16,7 +16,8 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from benchmarks import ROOT
+
 NEEDED = (
     *("torch", "numpy", "rich", "typer", "pyarrow", "safetensors", "tokenizers", "huggingface_hub"),
     *("setuptools", "pybind11", "pytest", "hypothesis", "scipy"),

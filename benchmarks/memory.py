@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
+from benchmarks import ROOT
 from benchmarks.cases import Point
-from benchmarks.machine import ROOT
 from benchmarks.shapes import Shape
 from benchmarks.variants import beside, implementations
 

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.rows import KIND, WAYS, Row
+from benchmarks.timing import Timing
 from unmask.files import replace_whole
 
 
@@ -61,3 +63,46 @@ def must_be_folder(path: Path) -> None:
         raise ValueError(f"--out must be a folder, got {path}: {existing} is a file")
     if not os.access(existing, os.W_OK):
         raise ValueError(f"--out must be a folder that can be written to, got {path}")
+
+
+def read_rows(path: Path) -> tuple[dict, list[Row]]:
+    """A file of operators and its rows; OSError or MalformedResult."""
+    content = read(path, KIND)
+    return content, [_row(Field(f"{path}: rows[{n}]", each)) for n, each in enumerate(content["rows"])]
+
+
+def _row(found: Field) -> Row:
+    def text(name: str) -> str:
+        return found.must(name, lambda value: isinstance(value, str), "a string")
+
+    def number(name: str) -> int:
+        return found.must(name, lambda value: isinstance(value, int) and value >= 0, "a number, not negative")
+
+    def words(name: str) -> str | None:
+        return found.must(name, lambda value: value is None or isinstance(value, str), "a string or null")
+
+    names = "operator", "case", "part", "model", "unit", "implementation", "role", "device", "dtype", "side"
+    timings = Field(f"{found.path}.timings", found.must("timings", lambda value: isinstance(value, dict), "an object"))
+    shape = found.must("shape", lambda value: isinstance(value, dict), "an object")
+    return Row(
+        **{name: text(name) for name in names},
+        **{name: number(name) for name in ("count", "num_bytes", "flops")},
+        shape=shape,
+        timings={way: _timing(timings, way) for way in WAYS},
+        law=words("law"),
+        law_passed=found.must("law_passed", lambda value: value in (None, True, False), "true, false or null"),
+        note=words("note"),
+    )
+
+
+def _timing(timings: Field, way: str) -> Timing | None:
+    given = timings.must(way, lambda value: value is None or isinstance(value, dict), "an object or null")
+    if given is None:
+        return None
+    timing = Field(f"{timings.path}.{way}", given)
+
+    def positive(value: object) -> bool:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float("inf")
+
+    seconds = (timing.must(name, positive, "a positive number") for name in ("median", "p20", "p80"))
+    return Timing(*seconds, timing.must("rounds", positive, "a positive number"))

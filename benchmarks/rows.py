@@ -1,11 +1,8 @@
 """Rows of the operators' benchmark: one variant at one size, what it took and what may be said of it."""
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
-from benchmarks import results
 from benchmarks.ceilings import Ceilings
-from benchmarks.results import Field
 from benchmarks.timing import Timing
 
 KIND = "operators"
@@ -101,46 +98,3 @@ def with_ratios(rows: list[Row]) -> list[Row]:
         return {way: each for way, each in found.items() if each}
 
     return [replace(row, ratios=by_way(row)) for row in rows]
-
-
-def read_rows(path: Path) -> tuple[dict, list[Row]]:
-    """A file of operators and its rows; OSError or MalformedResult."""
-    content = results.read(path, KIND)
-    return content, [_row(Field(f"{path}: rows[{n}]", each)) for n, each in enumerate(content["rows"])]
-
-
-def _row(found: Field) -> Row:
-    def text(name: str) -> str:
-        return found.must(name, lambda value: isinstance(value, str), "a string")
-
-    def number(name: str) -> int:
-        return found.must(name, lambda value: isinstance(value, int) and value >= 0, "a number, not negative")
-
-    def words(name: str) -> str | None:
-        return found.must(name, lambda value: value is None or isinstance(value, str), "a string or null")
-
-    names = "operator", "case", "part", "model", "unit", "implementation", "role", "device", "dtype", "side"
-    timings = Field(f"{found.path}.timings", found.must("timings", lambda value: isinstance(value, dict), "an object"))
-    shape = found.must("shape", lambda value: isinstance(value, dict), "an object")
-    return Row(
-        **{name: text(name) for name in names},
-        **{name: number(name) for name in ("count", "num_bytes", "flops")},
-        shape=shape,
-        timings={way: _timing(timings, way) for way in WAYS},
-        law=words("law"),
-        law_passed=found.must("law_passed", lambda value: value in (None, True, False), "true, false or null"),
-        note=words("note"),
-    )
-
-
-def _timing(timings: Field, way: str) -> Timing | None:
-    given = timings.must(way, lambda value: value is None or isinstance(value, dict), "an object or null")
-    if given is None:
-        return None
-    timing = Field(f"{timings.path}.{way}", given)
-
-    def positive(value: object) -> bool:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float("inf")
-
-    seconds = (timing.must(name, positive, "a positive number") for name in ("median", "p20", "p80"))
-    return Timing(*seconds, timing.must("rounds", positive, "a positive number"))

@@ -50,7 +50,9 @@ def main(arguments: list[str] | None = None) -> int:
     console.width = max(console.width, _LEAST_WIDTH)
     try:
         with ExitStack() as stack:
-            base = stack.enter_context(checked_out(options.base)) if options.base else None
+            base = None
+            if options.base:
+                base = stack.enter_context(checked_out(options.base, cuda=options.device == "cuda"))
             bench = Bench(options, report, console, base)
             for dtype in options.dtype:
                 bench.run(points, getattr(torch, dtype))

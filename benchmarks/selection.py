@@ -9,8 +9,9 @@ import torch
 
 from benchmarks.arguments import count, counts, names
 from benchmarks.cases import Point, operators, points
+from benchmarks.models import SHAPES
 from benchmarks.results import must_be_folder
-from benchmarks.shapes import SHAPES, Shape
+from benchmarks.shapes import Shape
 from benchmarks.variants import implementations
 
 DTYPES = "float32", "bfloat16", "float16"

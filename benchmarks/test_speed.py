@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.cases import Point, operators, points
-from benchmarks.shapes import SHAPES
+from benchmarks.models import SHAPES
 from benchmarks.variants import Variant, implementations
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

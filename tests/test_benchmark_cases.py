@@ -5,7 +5,8 @@ import torch
 
 from benchmarks import variants, verify
 from benchmarks.cases import family, operators, points
-from benchmarks.shapes import SHAPES, Shape
+from benchmarks.models import SHAPES, shape_of
+from benchmarks.shapes import Shape
 from unmask import load_all
 from unmask.kernels import dispatch
 from unmask.options import named_sources
@@ -38,7 +39,7 @@ def test_an_operator_without_cases_is_noticed(monkeypatch):
 
 
 def test_the_bundled_pair_has_the_shape_of_its_models():
-    shapes = {Shape.of(model.spec) for model in load_all(named_sources(None)).values()}
+    shapes = {shape_of(model.spec) for model in load_all(named_sources(None)).values()}
     assert shapes == {SHAPES["bundled"]} and len(set(SHAPES.values())) == len(SHAPES)
 
 

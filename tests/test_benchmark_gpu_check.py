@@ -9,9 +9,9 @@ import torch
 from measured import CEILINGS, row
 
 from benchmarks import gpu_check, selection, step, step_report
+from benchmarks.models import SHAPES
 from benchmarks.network import Pass
 from benchmarks.operator_report import OperatorReport
-from benchmarks.shapes import SHAPES
 from benchmarks.step_report import StepRow
 from benchmarks.timing import Timing
 

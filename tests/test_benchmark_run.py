@@ -18,7 +18,8 @@ from benchmarks.ceilings import Ceilings
 from benchmarks.machine import command, describe
 from benchmarks.operator_report import OperatorReport
 from benchmarks.peers import HEAD_PEERS
-from benchmarks.rows import Row, read_rows, with_ratios
+from benchmarks.results import read_rows
+from benchmarks.rows import Row, with_ratios
 from benchmarks.timing import Timing
 from benchmarks.variants import implementations
 
