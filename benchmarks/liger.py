@@ -15,6 +15,7 @@ COLUMNS = (
     *("x_name", "x_label", "x_value", "y_value_50", "y_value_20", "y_value_80"),
     *("extra_benchmark_config_str", "gpu_name", "timestamp", "liger_version"),
 )
+_COUNTED = "num_rows", "num_sequences"
 _LABELS = {"R": "rows", "B": "sequences"}
 
 
@@ -29,28 +30,30 @@ def write(path: Path, report: OperatorReport) -> None:
 
 def _lines(row: Row, environment: dict) -> list[dict]:
     """One for each way of timing, which is the mode, and one for memory, whose mode must be "full"."""
+    # The visualiser draws one plot for each name and configuration, with the rows or sequences as x.
+    sizes = {name: size for name, size in row.shape.items() if name not in _COUNTED}
     common = {
-        # The visualiser draws one plot for a name, with the rows or sequences as x.
         "kernel_name": f"{row.operator}-{row.part}-{row.model}-{row.dtype}",
         "kernel_provider": row.implementation if row.side == "this" else f"{row.implementation} ({row.side})",
         "x_name": row.unit,
         "x_label": _LABELS[row.unit],
         "x_value": row.count,
-        "extra_benchmark_config_str": json.dumps(row.shape | {"dtype": row.dtype, "law": row.law}),
+        "extra_benchmark_config_str": json.dumps(sizes | {"dtype": row.dtype}),
         "gpu_name": environment["machine"]["gpu"] or environment["machine"]["cpu"],
         "timestamp": datetime.fromisoformat(environment["date"]).strftime("%Y-%m-%d %H:%M:%S"),
         "liger_version": environment["versions"]["unmask"],
     }
+    speed = common | {"metric_name": "speed", "metric_unit": "ms"}
     found = [
-        common | {"kernel_operation_mode": way, "metric_name": "speed", "metric_unit": "ms"} | _values(
-            1e3 * timing.median, 1e3 * timing.p20, 1e3 * timing.p80
-        )
+        speed
+        | {"kernel_operation_mode": way}
+        | _values(*(1e3 * each for each in (timing.median, timing.p20, timing.p80)))
         for way, timing in row.timings.items()
         if timing
-    ]  # fmt: skip
+    ]
     if row.memory is not None:
-        size = _values(*[row.memory / 2**20] * 3)
-        found.append(common | {"kernel_operation_mode": "full", "metric_name": "memory", "metric_unit": "MB"} | size)
+        memory = common | {"metric_name": "memory", "metric_unit": "MB", "kernel_operation_mode": "full"}
+        found.append(memory | _values(*[row.memory / 2**20] * 3))
     return found
 
 

@@ -95,7 +95,8 @@ def test_results_are_csv_for_the_visualiser(tmp_path):
         "rows",
         "2",
     )
-    assert json.loads(cold["extra_benchmark_config_str"])["vocab_size"] == 10
+    config = {"hidden_size": 4, "vocab_size": 10, "dtype": "float32"}  # the same for all rows of a plot
+    assert json.loads(cold["extra_benchmark_config_str"]) == config
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", cold["timestamp"])
 
 

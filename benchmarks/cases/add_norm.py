@@ -34,12 +34,8 @@ class NormCase(Case):
     }
 
     @property
-    def dtype(self) -> torch.dtype:
-        return self.out.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.out.device
+    def operand(self) -> Tensor:
+        return self.out
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -30,12 +30,8 @@ class AttentionCase(Case):
     tolerance: ClassVar[dict[torch.dtype, float]] = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
     @property
-    def dtype(self) -> torch.dtype:
-        return self.query.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.query.device
+    def operand(self) -> Tensor:
+        return self.query
 
     @property
     def length(self) -> int:

@@ -25,8 +25,19 @@ class Case(ABC):
     """
 
     tolerance: ClassVar[Mapping[torch.dtype, float]] = _LIKE_FP32
-    dtype: torch.dtype
-    device: torch.device
+
+    @property
+    @abstractmethod
+    def operand(self) -> Tensor:
+        """One whose dtype and device are those of the call."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.operand.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.operand.device
 
     @property
     @abstractmethod

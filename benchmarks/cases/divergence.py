@@ -20,12 +20,8 @@ class DivergenceCase(Case):
     weights: tuple[Tensor, Tensor]
 
     @property
-    def dtype(self) -> torch.dtype:
-        return self.hidden[0].dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.hidden[0].device
+    def operand(self) -> Tensor:
+        return self.hidden[0]
 
     @property
     def num_rows(self) -> int:

@@ -24,12 +24,8 @@ class EmbeddingCase(Case):
     tolerance: ClassVar[dict[torch.dtype, float]] = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
     @property
-    def dtype(self) -> torch.dtype:
-        return self.hidden.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.hidden.device
+    def operand(self) -> Tensor:
+        return self.hidden
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -23,12 +23,8 @@ class HeadCase(Case):
     keys: Tensor
 
     @property
-    def dtype(self) -> torch.dtype:
-        return self.hidden.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.hidden.device
+    def operand(self) -> Tensor:
+        return self.hidden
 
     @property
     def num_rows(self) -> int:
