@@ -174,10 +174,10 @@ def summary(check: Check) -> None:
             timed = [row for row in rows if (row["operator"], row["case"]) == case]
             ours = fastest([row for row in timed if row["role"] == "implementation"])
             other = fastest([row for row in timed if row["role"] == "peer" or row["implementation"] == "reference"])
-            if ours and other:
-                figures = (1e6 * each for each in (ours["floor"], seconds(ours), seconds(other)))
+            if ours:
+                figures = (ours["floor"], seconds(ours), *([seconds(other)] if other else []))
                 name = f"  {' '.join(case):<48}{ours['implementation']:<10}"
-                tell(name + "".join(f"{figure:>12,.1f}" for figure in figures))
+                tell(name + "".join(f"{1e6 * figure:>12,.1f}" for figure in figures))
     for stage in check.stages:
         tell(f"{stage.status:<10}{stage.name} ({stage.seconds} s)")
 

@@ -35,6 +35,7 @@ def parse(arguments: list[str], description: str) -> argparse.Namespace:
     options.dtype = options.dtype or defaults["dtype"]
     options.shape = dict(options.shape or [(name, SHAPES[name]) for name in defaults["shape"]])
     options.impl = options.impl and frozenset(options.impl)
+    options.memory = options.device == "cuda" if options.memory is None else options.memory
     options.deadline = time.monotonic() + options.budget
     return options
 
@@ -99,7 +100,8 @@ def _parser(description: str) -> argparse.ArgumentParser:
     add("--limit", type=float, default=1.0, help="leave a variant out where one run would take longer (default: 1 s)")
     add("--budget", type=float, default=float("inf"), help="seconds after which no new case is begun")
     add("--peers", action=argparse.BooleanOptionalAction, default=True, help="time peers beside sample_head")
-    add("--memory", action=argparse.BooleanOptionalAction, default=True, help="measure the memory of the largest size")
+    memory = "measure the memory of the largest size (default: on a GPU, where it takes no process for each variant)"
+    add("--memory", action=argparse.BooleanOptionalAction, help=memory)
     add("--list", action="store_true", help="print the names of the cases and end")
     return parser
 

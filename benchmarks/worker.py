@@ -75,7 +75,7 @@ class Worker:
 
     def open(self, point: Point, dtype: torch.dtype) -> "Worker":
         found = self.ask(point=asdict(point), dtype=str(dtype).removeprefix("torch."))
-        self.rows = {name: Row(**row | {"timings": dict(row["timings"])}) for name, row in found.items()}
+        self.rows = {name: Row(**row) for name, row in found.items()}
         return self
 
     def measure(self, share: float) -> tuple[Seconds, dict[str, str]]:
