@@ -100,6 +100,9 @@ def test_a_process_that_ends_says_why(tmp_path):
     (tmp_path / "unmask" / "__init__.py").write_text("raise ImportError('too old')")
     with pytest.raises(BaseError, match="its process ended: ImportError: too old"), Worker(tmp_path, CPU, Settings()):
         pass
+    (tmp_path / "unmask" / "__init__.py").write_text("")  # what it lacks is not looked for in this checkout
+    with pytest.raises(BaseError, match=r"No module named 'unmask\.kernels'"), Worker(tmp_path, CPU, Settings()):
+        pass
     empty = tmp_path / "empty"
     empty.mkdir()
     with (

@@ -153,6 +153,14 @@ def test_what_fails_in_one_case_does_not_stop_the_others(tmp_path, monkeypatch, 
     assert [failure.split()[1] for failure in failures] == ["plain", "modulated"] and "MemoryError" in failures[0]
 
 
+def test_what_was_read_faster_than_the_ceiling_raises_it(tmp_path, monkeypatch, known_ceilings):
+    read = row("read", "ceiling", times={"cold": 1e-7})  # 1000 bytes: ten times the ceiling
+    monkeypatch.setattr(run.Bench, "rows", lambda self, point, trials: [row("cpu", times={"cold": 1e-6}), read])
+    assert run.main([*QUICK, "--operator", "add_norm", "--case", "plain", "--out", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "operators.json").read_text())["rows"]
+    assert [each["bandwidth_share"] for each in found] == [pytest.approx(0.1), pytest.approx(1.0)]
+
+
 def test_a_spent_budget_is_a_failure_in_the_file(tmp_path, known_ceilings):
     assert run.main([*QUICK, "--operator", "sample_head", "--budget", "0", "--out", str(tmp_path)]) == 1
     result = json.loads((tmp_path / "operators.json").read_text())
