@@ -3,6 +3,7 @@
 from itertools import groupby
 
 from rich.cells import cell_len
+from rich.markup import escape
 from rich.table import Table
 
 from benchmarks.cases import family
@@ -74,7 +75,7 @@ def _table(pairs: list[Pair], width: int) -> Table:
         for (row, _), one in group:
             table.add_row(*(one[name] for name in names), style=None if row.role == "implementation" else "dim")
         table.add_section()
-    table.caption = "\n".join(f"not timed: {name} ({note})" for name, note in absent.items())
+    table.caption = "\n".join(escape(f"not timed: {name} ({note})") for name, note in absent.items())
     table.caption_justify = "left"
     return table
 
@@ -112,7 +113,7 @@ def _cells(row: Row, ceilings: Ceilings) -> dict[str, str]:
         "× published": times(ratios.get(PUBLISHED)),
         **{f"× {way}": times(min(peers.get(way) or [None])) for way in row.timings},
         "MB": "" if row.memory is None else f"{row.memory / 1e6:,.1f}",
-        _CHECKED: "; ".join(filter(None, (_law(row), row.note))),
+        _CHECKED: escape("; ".join(filter(None, (_law(row), row.note)))),
     }
 
 

@@ -35,6 +35,8 @@ def read(path: Path, kind: str) -> dict:
     result = Field(str(path), content)
     result.must("kind", lambda value: value == kind, repr(kind))
     result.must("schema", lambda value: value == 1, "1")
+    for name in ("machine", "versions"):
+        result.must(name, lambda value: isinstance(value, dict), "an object")
     result.must("rows", lambda value: isinstance(value, list), "a list")
     return content
 

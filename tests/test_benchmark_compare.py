@@ -101,6 +101,7 @@ def damaged(content, *place, value):
         (("kind",), "peers", r"b\.json: kind must be 'operators', got 'peers'"),
         (("kind",), None, r"b\.json: kind must be 'operators', got none"),
         (("schema",), 2, r"b\.json: schema must be 1, got 2"),
+        (("machine",), 5, r"b\.json: machine must be an object, got 5"),
         (("rows",), {}, r"b\.json: rows must be a list, got \{\}"),
         (("rows", 0), 5, r"b\.json: rows\[0\]: must be an object, got int"),
         (("rows", 0, "case"), None, r"b\.json: rows\[0\]: case must be a string, got none"),

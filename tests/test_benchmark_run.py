@@ -104,12 +104,13 @@ def test_results_are_csv_for_the_visualiser(tmp_path):
 def test_tables_fit_their_terminal(width):
     times = {"cold": 1.2345678, "warm": 1.1, "graph": 0.9}
     rows = [row("torch, published chain", "peer", times=times, law="χ² p = 0.5", law_passed=True)]
-    rows += [row("cpu", times=times, law="χ² p = 0.00001", law_passed=True, memory=10**9)]
+    rows += [row("cpu", times=times, law="χ² p = [0.00001]", law_passed=True, memory=10**9)]
     report = OperatorReport([], {}, rows=[(each, CEILINGS) for each in with_ratios(rows)])
     console = Console(file=io.StringIO(), width=width)
     report.show(console)
     lines = console.file.getvalue().splitlines()
     assert max(map(len, lines)) <= width and not any("…" in line for line in lines)
+    assert any("[0.00001]" in line for line in lines)
     head = next(line for line in lines if "variant" in line)
     assert all(name in head for name in ("cold µs", "warm µs", "of floor", "× published", "law and notes"))
     assert ("p20–p80" in head and "× cold" in head) == (width == 200)
@@ -253,7 +254,7 @@ def test_commands_are_recorded_without_the_places_of_files(given, recorded):
 
 def test_timings_survive_their_file(tmp_path):
     timed = row("cpu", times={"cold": 4.0}, spread=0.25, law_passed=True)
-    OperatorReport([], {}, rows=[(timed, CEILINGS)]).save(tmp_path / "out.json")
+    OperatorReport([], describe(CPU), rows=[(timed, CEILINGS)]).save(tmp_path / "out.json")
     _, (found,) = read_rows(tmp_path / "out.json")
     assert found.timings == {"cold": Timing(4.0, 3.0, 5.0, 9), "warm": None, "graph": None}
     assert found.key == timed.key
