@@ -18,10 +18,10 @@ sample: env
 test: env
 	$(BIN)/python -m pytest -q
 
-# Times sample_head beside its peers, and a denoising step, on two cores; let nothing else run meanwhile.
+# Times every operator beside its peers, and a denoising step, on two cores; let nothing else run meanwhile.
 # make bench MDLM=path/to/checkout puts the published sampler, github.com/kuleshov-group/mdlm, beside the step.
 bench: env
-	$(BIN)/python -m benchmarks.sample_head --device cpu --threads 2 --out runs/bench/sample_head-cpu.json
+	$(BIN)/python -m benchmarks run --device cpu --threads 2 --out runs/bench
 	$(if $(MDLM),$(BIN)/pip install --quiet --disable-pip-version-check einops)
 	$(BIN)/python -m benchmarks.step --device cpu --threads 2 $(if $(MDLM),--mdlm $(MDLM)) --out runs/bench/step-cpu.json
 

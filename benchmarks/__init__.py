@@ -1,1 +1,5 @@
-"""Timings beside peers, by hand: `python -m benchmarks.sample_head` and `benchmarks.step`. Never part of the tests."""
+"""Timings beside peers, by hand: `python -m benchmarks` and `benchmarks.step`. Never part of the tests."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent

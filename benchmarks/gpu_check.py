@@ -3,7 +3,7 @@
     make gpu-check        # or: python3 -m benchmarks.gpu_check
 
 Takes the packages that are there and fetches none. A stage that fails does not stop the others: how each went stands in
-summary.json, what it printed in gpu-check.log, the times in one JSON file for each shape, all in $OUT or ./gpu-check.
+summary.json, what it printed in gpu-check.log, the times in a folder for each shape, all in $OUT or ./gpu-check.
 """
 
 import json
@@ -16,7 +16,8 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from benchmarks import ROOT
+
 NEEDED = (
     *("torch", "numpy", "rich", "typer", "pyarrow", "safetensors", "tokenizers", "huggingface_hub"),
     *("setuptools", "pybind11", "pytest", "hypothesis", "scipy"),
@@ -31,6 +32,7 @@ SECONDS = 570.0  # for everything
 TESTS = 200.0
 STEPS = 90.0
 SHAPES = {"mdlm-small": 1 / 3, "llada-8b": 1 / 2, "dream-7b": 1.0}  # share that each may take of the time left
+ROWS = "1,8,64,256,1024,8192"
 _TAIL = 20  # lines of a failed stage that the terminal shows
 
 
@@ -117,7 +119,7 @@ def obstacle() -> str | None:
 def tests() -> list[str]:
     """Files of the operators' tests, and pytest's options for the plugins that are there."""
     operators = [path.parent.name for path in (ROOT / "kernels").glob("*/reference.py")]
-    words = (*operators, "noise", "kernel", "triton", "cuda", "benchmarks", "graphs", "tables", "dit")
+    words = (*operators, "noise", "kernel", "triton", "cuda", "benchmark", "graphs", "tables", "dit")
     files = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "tests").glob("test_*.py"))]
     options = ["-q", "-W", "default", "-p", "no:cacheprovider"]  # other versions of packages may warn
     options += ["-n", "4"] if find_spec("xdist") else []
@@ -136,11 +138,15 @@ def main() -> int:
     check.stage("benchmark step", step(check.out), STEPS)
     for shape, share in SHAPES.items():
         limit = check.left * share - 5
-        command = [sys.executable, "-m", "benchmarks.sample_head", "--device", "cuda", "--shape", shape]
-        options = ["--budget", f"{max(1.0, limit - 20):.0f}", "--out", str(check.out / f"sample_head-{shape}.json")]
-        check.stage(f"benchmark {shape}", [*command, *options], limit)
+        check.stage(f"benchmark {shape}", operators(check.out / shape, shape, limit - 20), limit)
     summary(check)
     return int(any(stage.status != "passed" for stage in check.stages))
+
+
+def operators(out: Path, shape: str, budget: float) -> list[str]:
+    """The microbenchmarks of every operator at one shape."""
+    command = [sys.executable, "-m", "benchmarks", "run", "--device", "cuda", "--shape", shape, "--rows", ROWS]
+    return [*command, "--seconds", "0.15", "--budget", f"{max(1.0, budget):.0f}", "--out", str(out)]
 
 
 def step(out: Path) -> list[str]:
@@ -152,7 +158,7 @@ def step(out: Path) -> list[str]:
 
 
 def summary(check: Check) -> None:
-    """Short tables at the very end: of a step, then the fastest implementation of sample_head at each size beside the
+    """Short tables at the very end: of a step, then the fastest implementation of each operator at each size beside the
     floor and the fastest peer."""
     path = check.out / "step.json"
     tell("one step: B, side, by hand on an H200 ms, predicted here ms, measured ms")
@@ -161,26 +167,27 @@ def summary(check: Check) -> None:
             figures = (1e3 * (one or 0) for one in (row["roofline"], row["predicted"], row["timing"]["median"]))
             tell(f"  {row['batch']:>6}  {row['variant']:<10}" + "".join(f"{figure:>12,.2f}" for figure in figures))
     for shape in SHAPES:
-        path = check.out / f"sample_head-{shape}.json"
+        path = check.out / shape / "operators.json"
         rows = json.loads(path.read_text())["rows"] if path.exists() else []
-        tell(f"{shape}: R, fastest implementation, predicted floor µs, measured µs, fastest peer µs")
-        sizes = sorted({row["num_rows"] for row in rows if row["part"] == "whole"})
-        for size in sizes:
-            timed = [row for row in rows if row["part"] == "whole" and row["num_rows"] == size]
-            ours, peer = (fastest(timed, kind) for kind in ("implementation", "peer"))
-            if ours and peer:
-                figures = 1e6 * ours["floor"], seconds(ours) * 1e6, seconds(peer) * 1e6
-                tell(f"  {size:>6,}  {ours['variant']:<10}" + "".join(f"{figure:>12,.1f}" for figure in figures))
+        tell(f"{shape}: case, fastest implementation, predicted floor µs, measured µs, fastest peer or reference µs")
+        for case in dict.fromkeys((row["operator"], row["case"]) for row in rows):
+            timed = [row for row in rows if (row["operator"], row["case"]) == case]
+            ours = fastest([row for row in timed if row["role"] == "implementation"])
+            other = fastest([row for row in timed if row["role"] == "peer" or row["implementation"] == "reference"])
+            if ours:
+                figures = (ours["floor"], seconds(ours), *([seconds(other)] if other else []))
+                name = f"  {' '.join(case):<48}{ours['implementation']:<10}"
+                tell(name + "".join(f"{1e6 * figure:>12,.1f}" for figure in figures))
     for stage in check.stages:
         tell(f"{stage.status:<10}{stage.name} ({stage.seconds} s)")
 
 
-def fastest(rows: list[dict], kind: str) -> dict | None:
-    return min((row for row in rows if row["kind"] == kind and seconds(row)), key=seconds, default=None)
+def fastest(rows: list[dict]) -> dict | None:
+    return min(filter(seconds, rows), key=seconds, default=None)
 
 
 def seconds(row: dict) -> float | None:
-    timing = row["graph"] or row["cold"]
+    timing = row["timings"]["graph"] or row["timings"]["cold"]
     return timing and timing["median"]
 
 

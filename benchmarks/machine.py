@@ -11,9 +11,8 @@ from pathlib import Path
 
 import torch
 
+from benchmarks import ROOT
 from unmask.measure import cpu_model
-
-ROOT = Path(__file__).parent.parent
 
 
 def describe(device: torch.device) -> dict:

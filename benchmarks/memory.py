@@ -5,13 +5,15 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
-from benchmarks.cases import HeadCase, Shape, head_case, head_weight
-from benchmarks.machine import ROOT
-from benchmarks.samplers import head_samplers
+from benchmarks import ROOT
+from benchmarks.cases import Point
+from benchmarks.shapes import Shape
+from benchmarks.variants import beside, implementations
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _TIMEOUT = 300
@@ -27,15 +29,13 @@ def on_gpu(run: Callable[[], object]) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def on_cpu(name: str, case: HeadCase) -> int | None:
-    """Of a draw by the sampler of that name, see `in_a_process`."""
+def on_cpu(point: Point, dtype: torch.dtype, variant: str) -> int | None:
+    """Of a run of the variant of that name, see `in_a_process`."""
     return in_a_process(
         "benchmarks.memory",
-        name=name,
-        part=case.part,
-        shape=case.shape,
-        dtype=str(case.hidden.dtype).removeprefix("torch."),
-        rows=case.num_rows,
+        point=asdict(point),
+        dtype=str(dtype).removeprefix("torch."),
+        variant=variant,
         threads=torch.get_num_threads(),
     )
 
@@ -62,13 +62,16 @@ def peak(run: Callable[[], object]) -> int:
     return (_kilobytes("VmHWM") - before) << 10
 
 
-def _answer(name: str, part: str, shape: list[int], dtype: str, rows: int, threads: int) -> int:
+def _answer(point: dict, dtype: str, variant: str, threads: int) -> int:
     torch.set_num_threads(threads)
-    draw = next(sampler.draw for sampler in head_samplers(part, "cpu") if sampler.name == name)
-    wanted, small = Shape(*shape), Shape(shape[0], 300)
-    for size, num_rows in ((small, 2 * threads), (wanted, rows)):
-        case = head_case(part, size, head_weight(size, getattr(torch, dtype), torch.device("cpu")), num_rows)
-        found = peak(lambda case=case: draw(case.hidden, case.weight, case.keys))
+    point = Point(**point | {"shape": Shape(*point["shape"])})
+    known = [*implementations(point.operator), *beside(point.operator, point.part, "cpu", read="sum")]
+    bind = next(each.bind for each in known if each.name == variant)
+    # First of as many rows as there are threads to start, of few ids.
+    small = replace(point, shape=point.shape._replace(vocab_size=300), count=min(2 * threads, point.count))
+    for each in (small, point):
+        run = bind(each.prepare(getattr(torch, dtype), torch.device("cpu")))
+        found = peak(run)
     return found
 
 

@@ -86,7 +86,9 @@ def with_ratios(rows: list[StepRow]) -> list[StepRow]:
 
 
 class StepReport(Report):
-    def tables(self) -> list[Table]:
+    kind = "step"
+
+    def tables(self, width: int) -> list[Table]:
         return [_table(case, list(group)) for case, group in groupby(self.rows, lambda pair: pair[0].case)]
 
 

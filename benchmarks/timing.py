@@ -45,9 +45,16 @@ class Effort:
 def interleave(
     variants: Mapping[str, Run], clock: Clock, effort: Effort, before: Callable[[str], object] = lambda name: None
 ) -> dict[str, Timing]:
+    """The timing of every variant, run as `take_turns` does."""
+    return {name: Timing.of(seconds) for name, seconds in take_turns(variants, clock, effort, before).items()}
+
+
+def take_turns(
+    variants: Mapping[str, Run], clock: Clock, effort: Effort, before: Callable[[str], object] = lambda name: None
+) -> dict[str, list[float]]:
     """Time every variant once a round, the order rotated by one from round to round; before(name) runs unclocked.
 
-    So a machine that becomes busy or slow slows all of them, and none always begins or ends a round.
+    So a machine that becomes busy or slow slows all of them, and none always begins or ends a round. Seconds by round.
     """
     names, seconds = list(variants), {name: [] for name in variants}
     for name in names * effort.warmups:
@@ -59,7 +66,7 @@ def interleave(
         for name in names[first:] + names[:first]:
             before(name)
             seconds[name].append(clock(variants[name]))
-    return {name: Timing.of(each) for name, each in seconds.items()}
+    return seconds
 
 
 def host_clock(run: Run) -> float:

@@ -1,13 +1,19 @@
-"""Whether a sampler may have its speed printed: it draws the law, and the very tokens of the specification."""
+"""Whether an implementation may have its speed printed: it computes what the specification does, or, a sampler, draws
+the law and the very tokens of the specification."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from benchmarks.cases import SEED, HeadCase, Shape, head_case, head_weight, position_keys
-from benchmarks.samplers import Draw
+from benchmarks.cases import SEED
+from benchmarks.cases.inputs import head_weight, picked, position_keys
+from benchmarks.cases.sample_head import HeadCase, head_case
 from unmask.kernels import noise, sample_head
+
+Draw = Callable[[Tensor, Tensor | None, Tensor], Tensor]  # (hidden, weight, keys) -> tokens
 
 _MIN_P = 1e-4
 _LAW_VOCAB = 1000  # not a multiple of the noise block
@@ -22,20 +28,47 @@ class Verdict:
     detail: str
 
 
-def check_law(draw: Draw, part: str, shape: Shape, dtype: torch.dtype, device: torch.device, num_draws: int) -> Verdict:
-    """Pearson's chi-square of draws from one row of a smaller vocabulary against the softmax of its logits."""
-    shape = shape._replace(vocab_size=min(shape.vocab_size, _LAW_VOCAB))
-    weight = head_weight(shape, dtype, device)
-    case = head_case(part, shape, weight, num_rows=1)
+def check_agreement(
+    found: Mapping[str, Tensor], expected: Mapping[str, Tensor], allowed: Callable[[str], float]
+) -> Verdict:
+    """Results against the reference's: |found - expected| / |expected| of each output, by name."""
+    off = {
+        name: ((found[name].double() - right.double()).norm() / right.double().norm()).item()
+        for name, right in expected.items()
+    }
+    wrong = [name for name in off if not off[name] <= allowed(name)]  # NaN is wrong
+    name = wrong[0] if wrong else max(off, key=lambda name: off[name] / allowed(name))
+    return Verdict(not wrong, f"{name} {off[name]:.1e} off, {allowed(name):.0e} allowed")
+
+
+def check_law(draw: Draw, case: HeadCase, num_draws: int) -> Verdict:
+    """Pearson's chi-square of draws from one row of a smaller vocabulary against the softmax of its logits, once for
+    all cases of a part, a width and a dtype."""
+    width = None if case.weight is None else case.hidden.shape[1]
+    return _law(draw, case.part, width, min(case.vocab_size, _LAW_VOCAB), case.dtype, case.device, num_draws)
+
+
+@lru_cache(maxsize=256)
+def _law(
+    draw: Draw,
+    part: str,
+    width: int | None,
+    vocab_size: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    num_draws: int,
+) -> Verdict:
+    weight = head_weight(width or 1, vocab_size, dtype, device)
+    case = head_case(part, weight, num_rows=1)
     logits = case.hidden.double() if case.weight is None else case.hidden.double() @ weight.double().T
-    counts = torch.zeros(shape.vocab_size, dtype=torch.int64, device=device)
+    counts = torch.zeros(vocab_size, dtype=torch.int64, device=device)
     torch.manual_seed(0)
     for first in range(0, num_draws, _CHUNK):
         size = min(_CHUNK, num_draws - first)
         tokens = draw(case.hidden.expand(size, -1).contiguous(), case.weight, position_keys(size, device, first))
-        if not ((tokens >= 0) & (tokens < shape.vocab_size)).all():
-            return Verdict(False, f"tokens from {int(tokens.min())} to {int(tokens.max())} for {shape.vocab_size} ids")
-        counts += torch.bincount(tokens, minlength=shape.vocab_size)
+        if not ((tokens >= 0) & (tokens < vocab_size)).all():
+            return Verdict(False, f"tokens from {int(tokens.min())} to {int(tokens.max())} for {vocab_size} ids")
+        counts += torch.bincount(tokens, minlength=vocab_size)
     p = chi_square(counts.double(), num_draws * logits.softmax(-1).squeeze(0))
     return Verdict(p >= _MIN_P, f"χ² p = {p:.2g}")
 
@@ -59,16 +92,16 @@ def _fold(bins: Tensor) -> Tensor:
 
 def check_tokens(case: HeadCase, tokens: Tensor) -> Verdict:
     """Some rows' tokens against the specification's: equal but where the two scores differ by no more than rounding."""
-    picked = torch.linspace(0, case.num_rows - 1, min(case.num_rows, _COMPARED)).long().unique().to(tokens.device)
-    right = sample_head(case.hidden[picked], case.weight, keys=case.keys[picked], seed=SEED, impl="reference").tokens
-    drawn, near = tokens[picked], 0
-    for row, ours, theirs in zip(picked.tolist(), drawn.tolist(), right.tolist(), strict=True):
+    rows = picked(case.num_rows, _COMPARED, tokens.device)
+    right = sample_head(case.hidden[rows], case.weight, keys=case.keys[rows], seed=SEED, impl="reference").tokens
+    drawn, near = tokens[rows], 0
+    for row, ours, theirs in zip(rows.tolist(), drawn.tolist(), right.tolist(), strict=True):
         if ours == theirs:
             continue
-        if not 0 <= ours < case.shape.vocab_size or not _near_tie(case, row, ours, theirs):
+        if not 0 <= ours < case.vocab_size or not _near_tie(case, row, ours, theirs):
             return Verdict(False, f"row {row}: token {ours}, the reference draws {theirs}")
         near += 1
-    return Verdict(True, f"{len(picked) - near}/{len(picked)} tokens equal" + (f", {near} near ties" if near else ""))
+    return Verdict(True, f"{len(rows) - near}/{len(rows)} tokens equal" + (f", {near} near ties" if near else ""))
 
 
 def _near_tie(case: HeadCase, row: int, *tokens: int) -> bool:

@@ -48,6 +48,14 @@ def test_nothing_imports_tests_or_benchmarks(layer):
         assert not any(starts(n, top) for n in imports(path) for top in ("tests", "benchmarks", "engine", "kernels"))
 
 
+def test_benchmarks_need_no_optional_package_to_import():
+    for path in sources("benchmarks"):
+        names = imports(path)
+        assert not any(starts(name, top) for name in names for top in ("tests", "engine", "kernels")), path
+        optional = {name.split(".")[0] for name in names} & {"triton", "flashinfer", "scipy", "pytest"}
+        assert not optional or path.name in ("flash_sampling_style.py", "test_speed.py"), f"{path} imports {optional}"
+
+
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_implementations_never_import_each_other(operator):
     for name in IMPLEMENTATIONS:
