@@ -7,29 +7,23 @@ the same rotation in plain torch. einops, which the network calls, must be insta
 
 import importlib
 import itertools
-import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.network import Network
+from benchmarks.peers.checkout import importable, quiet
 from benchmarks.trajectory import EPS
 
 _FILES = ("diffusion.py", "models/dit.py")
 _MODULES = ("dataloader", "diffusion", "models", "noise_schedule", "utils")
-_TRAINING = (
-    *("causal_conv1d", "datasets", "hydra", "lightning", "mamba_ssm", "omegaconf", "requests", "timm"),
-    *("torchmetrics", "transformers"),
-)
 
 
 def lacks(checkout: Path | None) -> str | None:
@@ -46,9 +40,11 @@ class Published:
     asks for that itself; on a CPU it does not, and autocast is put around each step."""
 
     def __init__(self, checkout: Path, network: Network, tensors: Mapping[str, Tensor], device: torch.device):
-        with quiet(), _importable(checkout):
-            diffusion = importlib.import_module("diffusion").Diffusion
-            self.diffusion = diffusion(_config(network), SimpleNamespace(vocab_size=network.shape.vocab_size - 1))
+        installed = torch.cuda.is_available() and find_spec("flash_attn")
+        with quiet(), importable(checkout, _MODULES, {} if installed else _flash_attn()):
+            self.module = importlib.import_module("diffusion")
+            tokenizer = SimpleNamespace(vocab_size=network.shape.vocab_size - 1)
+            self.diffusion = self.module.Diffusion(_config(network), tokenizer)
         backbone = self.diffusion.backbone
         backbone.load_state_dict({**tensors, "rotary_emb.inv_freq": backbone.rotary_emb.inv_freq})
         self.diffusion.to(device).eval()
@@ -87,14 +83,28 @@ class Published:
                 return update(sampler, x, t, dt, p_x0=p_x0)
 
         sampler._ddpm_caching_update = window
-        sampler._sample_prior = lambda *sizes: tokens
-        sampler.config.loader.eval_batch_size = len(tokens)
         try:
-            with quiet(), suppress(_Enough):
+            with quiet(), self._beginning(tokens), suppress(_Enough):
                 sampler._sample(num_steps)
         finally:
-            del sampler._ddpm_caching_update, sampler._sample_prior
+            del sampler._ddpm_caching_update
         return [after - before for (before, called), (after, _) in itertools.pairwise(stamps) if called]
+
+    def sample(self, batch: int, num_steps: int, predictor: str, narrow: bool) -> Tensor:
+        """A whole run, `_sample(num_steps)`, by "ddpm" or "ddpm_cache": tokens [B, L]."""
+        self.diffusion.sampler, self.diffusion.config.loader.eval_batch_size = predictor, batch
+        with quiet(), self._precision(narrow):
+            return self.diffusion._sample(num_steps)
+
+    @contextmanager
+    def wide_noise(self) -> Iterator[None]:
+        """Draws in fp64 inside, which is all that changes."""
+        draw = self.module._sample_categorical
+        self.module._sample_categorical = lambda probs: draw(probs.double())
+        try:
+            yield
+        finally:
+            self.module._sample_categorical = draw
 
     def split(self, run: Callable[[], object]) -> dict[str, float]:
         """Seconds that one step on a CPU spends in the network's body, in its head, and in all the rest."""
@@ -115,20 +125,22 @@ class Published:
         sampling = end - begin - (after_head - in_body)
         return {"body": in_head - in_body, "head": after_head - in_head, "sampling": sampling}
 
+    @contextmanager
+    def _beginning(self, tokens: Tensor) -> Iterator[None]:
+        """Runs begin with these tokens [B, L] inside."""
+        self.diffusion.config.loader.eval_batch_size = len(tokens)
+        self.diffusion._sample_prior = lambda *sizes: tokens
+        try:
+            yield
+        finally:
+            del self.diffusion._sample_prior
+
     def _precision(self, narrow: bool):
         return torch.autocast("cpu", torch.bfloat16) if narrow and self.device.type == "cpu" else nullcontext()
 
 
 class _Enough(Exception):
     """Ends the published loop."""
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the warnings that old code draws from a new torch."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def _config(network: Network) -> SimpleNamespace:
@@ -160,81 +172,7 @@ def _config(network: Network) -> SimpleNamespace:
     )
 
 
-# --- what its files import --------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _importable(checkout: Path) -> Iterator[None]:
-    """Lets the checkout's modules be imported by their plain names, and forgets these names and the stand-ins again."""
-    finder, place = _StandIns(), str(checkout)
-    before = dict(sys.modules)
-
-    def forget() -> None:
-        for name in [name for name in sys.modules if name.split(".")[0] in (*_MODULES, *_TRAINING, "flash_attn")]:
-            del sys.modules[name]
-
-    forget()
-    sys.path.insert(0, place)
-    sys.meta_path.insert(0, finder)
-    if not (torch.cuda.is_available() and find_spec("flash_attn")):
-        sys.modules.update(_flash_attn())
-    try:
-        yield
-    finally:
-        sys.meta_path.remove(finder)
-        sys.path.remove(place)
-        forget()
-        sys.modules.update(before)
-
-
-class LightningModule(nn.Module):
-    """The parts of lightning's that inference touches."""
-
-    def save_hyperparameters(self) -> None:
-        pass
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return torch.float32
-
-
-class _Inert:
-    """May be called, asked for any attribute and inherited from, and does nothing."""
-
-    def __call__(self, *arguments, **options) -> "_Inert":
-        return self
-
-    def __getattr__(self, name: str) -> "_Inert":
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return self
-
-    def __mro_entries__(self, bases: tuple) -> tuple:
-        return ()
-
-
-class _InertModule(ModuleType):
-    def __getattr__(self, name: str) -> object:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return LightningModule if name == "LightningModule" else _Inert()
-
-
-class _StandIns:
-    """Finds the packages that only training needs, with all that is in them."""
-
-    def find_spec(self, name: str, path=None, target=None) -> ModuleSpec | None:
-        return ModuleSpec(name, self, is_package=True) if name.split(".")[0] in _TRAINING else None
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType:
-        return _InertModule(spec.name)
-
-    def exec_module(self, module: ModuleType) -> None:
-        pass
+# --- flash-attention --------------------------------------------------------------------------------------------------
 
 
 def _flash_attn() -> dict[str, ModuleType]:
