@@ -9,7 +9,7 @@ from benchmarks.cases import SEED, HeadCase, Shape, head_case, head_weight, posi
 from benchmarks.samplers import Draw
 from unmask.kernels import noise, sample_head
 
-_MIN_P = 1e-4
+MIN_P = 1e-4
 _LAW_VOCAB = 1000  # not a multiple of the noise block
 _CHUNK = 10_000
 _COMPARED = 16
@@ -37,7 +37,7 @@ def check_law(draw: Draw, part: str, shape: Shape, dtype: torch.dtype, device: t
             return Verdict(False, f"tokens from {int(tokens.min())} to {int(tokens.max())} for {shape.vocab_size} ids")
         counts += torch.bincount(tokens, minlength=shape.vocab_size)
     p = chi_square(counts.double(), num_draws * logits.softmax(-1).squeeze(0))
-    return Verdict(p >= _MIN_P, f"χ² p = {p:.2g}")
+    return Verdict(p >= MIN_P, f"χ² p = {p:.2g}")
 
 
 def chi_square(observed: Tensor, expected: Tensor) -> float:

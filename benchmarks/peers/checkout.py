@@ -8,28 +8,59 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
-_TRAINING = (
+TRAINING = (
     *("causal_conv1d", "datasets", "hydra", "lightning", "mamba_ssm", "omegaconf", "requests", "timm"),
     *("torchmetrics", "transformers"),
 )
 
 
-@contextmanager
-def importable(checkout: Path, modules: tuple[str, ...], given: Mapping[str, ModuleType] | None = None) -> Iterator[None]:
-    """Lets the checkout's `modules` be imported by their plain names, and forgets these names and the stand-ins again.
+class Checkout(NamedTuple):
+    """What a peer needs: `source`, whose path is given with `--option`, with these files, and installed packages."""
 
-    given: modules to be found by their names in place of installed ones.
+    option: str
+    source: str
+    files: tuple[str, ...]
+    packages: tuple[str, ...] = ()
+
+    def incomplete(self, path: Path) -> str | None:
+        """Why it is not what it should be, or None."""
+        missing = [name for name in self.files if not (path / name).is_file()]
+        return f"the checkout given with --{self.option} lacks {missing[0]}" if missing else None
+
+    def lacks(self, path: Path | None) -> str | None:
+        """Why the peer cannot run, or None."""
+        if path is None:
+            return f"needs {self.source}, given with --{self.option}"
+        if why := self.incomplete(path):
+            return why
+        absent = [name for name in self.packages if not find_spec(name)]
+        return f"{absent[0]} is not installed (pip install {absent[0]})" if absent else None
+
+
+@contextmanager
+def importable(
+    folder: Path,
+    modules: tuple[str, ...],
+    *,
+    given: Mapping[str, ModuleType] | None = None,
+    stand_ins: tuple[str, ...] = TRAINING,
+) -> Iterator[None]:
+    """Lets the folder's `modules` be imported by their plain names, and forgets these names and the stand-ins again.
+
+    given: modules to be found by their names in place of installed ones. stand_ins: packages to be replaced.
     """
     given = given or {}
-    finder, place = _StandIns(), str(checkout)
+    finder, place = _StandIns(stand_ins), str(folder)
     before = dict(sys.modules)
-    passing = {*modules, *_TRAINING, *(name.split(".")[0] for name in given)}
+    passing = {*modules, *stand_ins, *(name.split(".")[0] for name in given)}
 
     def forget() -> None:
         for name in [name for name in sys.modules if name.split(".")[0] in passing]:
@@ -94,10 +125,13 @@ class _InertModule(ModuleType):
 
 
 class _StandIns:
-    """Finds the packages that only training needs, with all that is in them."""
+    """Finds the packages of these names, with all that is in them."""
+
+    def __init__(self, packages: tuple[str, ...]):
+        self.packages = packages
 
     def find_spec(self, name: str, path=None, target=None) -> ModuleSpec | None:
-        return ModuleSpec(name, self, is_package=True) if name.split(".")[0] in _TRAINING else None
+        return ModuleSpec(name, self, is_package=True) if name.split(".")[0] in self.packages else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         return _InertModule(spec.name)

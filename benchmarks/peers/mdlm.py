@@ -10,6 +10,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -19,20 +20,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.network import Network
-from benchmarks.peers.checkout import importable, quiet
+from benchmarks.peers.checkout import Checkout, importable, quiet
+from benchmarks.peers.run import Run
 from benchmarks.trajectory import EPS
+from benchmarks.workloads import Job
 
-_FILES = ("diffusion.py", "models/dit.py")
+CHECKOUT = Checkout(
+    "mdlm", "a checkout of github.com/kuleshov-group/mdlm", ("diffusion.py", "models/dit.py"), ("einops",)
+)
 _MODULES = ("dataloader", "diffusion", "models", "noise_schedule", "utils")
-
-
-def lacks(checkout: Path | None) -> str | None:
-    """Why the published sampler cannot run, or None."""
-    if checkout is None:
-        return "needs a checkout of github.com/kuleshov-group/mdlm, given with --mdlm"
-    if missing := [name for name in _FILES if not (checkout / name).is_file()]:
-        return f"the checkout given with --mdlm lacks {missing[0]}"
-    return None if find_spec("einops") else "einops is not installed (pip install einops)"
 
 
 class Published:
@@ -41,7 +37,7 @@ class Published:
 
     def __init__(self, checkout: Path, network: Network, tensors: Mapping[str, Tensor], device: torch.device):
         installed = torch.cuda.is_available() and find_spec("flash_attn")
-        with quiet(), importable(checkout, _MODULES, {} if installed else _flash_attn()):
+        with quiet(), importable(checkout, _MODULES, given={} if installed else _flash_attn()):
             self.module = importlib.import_module("diffusion")
             tokenizer = SimpleNamespace(vocab_size=network.shape.vocab_size - 1)
             self.diffusion = self.module.Diffusion(_config(network), tokenizer)
@@ -141,6 +137,30 @@ class Published:
 
 class _Enough(Exception):
     """Ends the published loop."""
+
+
+def refuses(job: Job) -> str | None:
+    if job.device.type == "cuda" and job.dtype is not torch.bfloat16:
+        return f"on a GPU its products are bf16 whatever is asked for, got {job.dtype}"
+    return None
+
+
+def prepare(job: Job, checkout: Path, *, predictor: str, wide_noise: bool = False) -> Run:
+    """Whole runs by "ddpm" or "ddpm_cache"; wide_noise: with noise in fp64."""
+    published, narrow = _published(job, checkout), job.dtype is torch.bfloat16
+    batch, _, num_steps, _ = job.size
+
+    def generate() -> Tensor:
+        with published.wide_noise() if wide_noise else nullcontext():
+            return published.sample(batch, num_steps, predictor, narrow)
+
+    return Run(generate, published.diffusion.backbone)
+
+
+@lru_cache(maxsize=1)
+def _published(job: Job, checkout: Path) -> Published:
+    """One for all variants of a job."""
+    return Published(checkout, job.network, job.tensors, job.device)
 
 
 def _config(network: Network) -> SimpleNamespace:
