@@ -11,24 +11,19 @@ standard error, the JSON to the file, also while it grows.
 import argparse
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
 from benchmarks.arguments import count, names
-from benchmarks.end_to_end_report import EndToEndReport, Section, Variant
+from benchmarks.end_to_end_report import EndToEndReport
 from benchmarks.machine import command, describe
-from benchmarks.peers import ours
-from benchmarks.peers.run import Run
-from benchmarks.peers.samplers import PEERS, SamplerPeer
+from benchmarks.peers.samplers import PEERS
 from benchmarks.protocol import PROTOCOLS
-from benchmarks.text_law import check, tiny_job
-from benchmarks.timing import Clock, host_clock
-from benchmarks.verify import Verdict
+from benchmarks.text_law import Laws
+from benchmarks.whole_runs import WholeRuns
 from benchmarks.workloads import WORKLOADS, sized, workload
-from unmask.reveal import Reveal
 
 DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
 CHECKOUTS = {peer.checkout.option: peer.checkout for peer in PEERS.values() if peer.checkout}
@@ -46,9 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         report.save(options.out)  # a path that cannot be written is told before anything is measured
     except OSError as error:
-        sys.exit(f"--out {options.out}: {error.strerror or error}")
+        sys.exit(f"--out {options.out} cannot be written: {error.strerror or error}")
     try:
-        EndToEnd(options, device, report, console).run()
+        run(options, device, report, console)
         report.partial = bool(report.failures)
     except KeyboardInterrupt:
         console.print("interrupted")
@@ -57,153 +52,20 @@ def main(arguments: list[str] | None = None) -> int:
     return int(report.partial)
 
 
-class EndToEnd:
-    """All workloads on one device."""
-
-    def __init__(self, options: argparse.Namespace, device: torch.device, report: EndToEndReport, console: Console):
-        self.options, self.device, self.report, self.console = options, device, report, console
-        self.dtype = getattr(torch, options.dtype)
-        self.tiny = tiny_job(device)
-        self.verdicts: dict[str, Verdict] = {}
-
-    def run(self) -> None:
-        for name in self.options.workload:
-            if time.monotonic() > self.options.deadline:
-                self.report.failures.append(f"the budget of {self.options.budget:g} s was spent before {name}")
-                return
-            with self.console.status(name) as status:
-                Workload(self, name, status.update).run()
-        if not any(section.variants for section in self.report.sections):
-            self.report.failures.append("nothing was compared: every peer is left out")
-
-    def path(self, peer: SamplerPeer) -> Path | None:
-        """Of its checkout, as given."""
-        return getattr(self.options, peer.checkout.option) if peer.checkout else None
-
-    def verdict(self, name: str, reveal: Reveal, prepare: Callable[[], Run]) -> Verdict:
-        """On the law of a sampler in the tiny job, checked once."""
-        if name not in self.verdicts:
-            self.verdicts[name] = check(prepare(), self.tiny, reveal)
-        return self.verdicts[name]
-
-
-class Workload:
-    """One workload: every peer, and ours once for each law."""
-
-    def __init__(self, bench: EndToEnd, name: str, tell: Callable[[str], object]):
-        size = bench.options.sizes[name]
-        self.bench, self.name, self.tell = bench, name, tell
-        self.job = workload(name, size, bench.dtype, bench.device)
-        vocab_size = self.job.network.shape.vocab_size
-        self.section = Section(name, bench.device.type, bench.options.dtype, size, vocab_size)
-        self.runs: dict[str, Run] = {}
-        bench.report.sections.append(self.section)
-
-    def run(self) -> None:
-        for name in self.bench.options.peer:
-            self.tell(f"{self.name}: checking and setting up {name}")
-            peer = PEERS[name]
-            if why := peer.lacks(self.job, self.bench.path(peer)):
-                self.skip(name, why)
-                continue
-            try:
-                variant, run = self.theirs(name, peer)
-            except Exception as error:  # another project's code, with this machine's versions of its packages
-                self.skip(name, _said(error))
-                continue
-            variant.ours = self.ours(peer)
-            self.add(variant, run)
-        self.time()
-
-    def add(self, variant: Variant, run: Run) -> None:
-        self.section.variants.append(variant)
-        self.runs[variant.name] = run
-
-    def skip(self, name: str, why: str) -> None:
-        self.bench.report.skipped.append({"peer": name, "workload": self.name, "reason": why})
-
-    def theirs(self, name: str, peer: SamplerPeer) -> tuple[Variant, Run]:
-        bench, job, path = self.bench, self.job, self.bench.path(peer)
-        verdict = bench.verdict(name, peer.reveal(bench.tiny), lambda: peer.prepare(bench.tiny, path))
-        run = peer.prepare(job, path)
-        logit_bytes = peer.logit_bytes or job.dtype.itemsize
-        return self.variant(name, run, run.calls(), peer, verdict, peer.law, logit_bytes), run
-
-    def ours(self, peer: SamplerPeer) -> Variant:
-        """Of the peer's law; set up if it is not there."""
-        bench, reveal = self.bench, peer.reveal(self.job)
-        name = f"unmask {label(reveal)}"
-        known = [variant for variant in self.section.variants if variant.name == name]
-        if known:
-            return known[0]
-        tiny = peer.reveal(bench.tiny)
-        verdict = bench.verdict(str(tiny), tiny, lambda: ours.prepare(bench.tiny, tiny))
-        if not verdict.passed:
-            bench.report.failures.append(f"{name} fails its law check: {verdict.detail}")
-        run = ours.prepare(self.job, reveal)
-        variant = self.variant(name, run, run.calls(), peer, verdict, "exact to 2⁻³⁰ of a row's mass", 0)
-        self.add(variant, run)
-        return variant
-
-    def variant(
-        self, name: str, run: Run, calls: float, peer: SamplerPeer, verdict: Verdict, law: str, logit_bytes: int
-    ) -> Variant:
-        size = self.job.size
-        sequences, reveals = run.num_sequences or size.batch, run.num_reveals or size.length
-        return Variant(
-            name=name,
-            reveal=label(peer.reveal(self.job)),
-            sequences=sequences,
-            reveals=reveals,
-            law=f"{verdict.detail}; {law}",
-            law_passed=verdict.passed,
-            logits_bytes=logit_bytes * sequences * size.length * self.section.vocab_size,
-            nfe=calls * size.length / reveals,
-        )
-
-    def time(self) -> None:
-        variants = {variant.name: variant for variant in self.section.variants}
-        clock, options = whole_clock(self.bench.device), self.bench.options
-        for name, timed in options.protocol.turns(list(variants)):
-            variant = variants[name]
-            spent = variant.seconds and time.monotonic() > options.deadline
-            if variant not in self.section.variants or spent:
-                continue
-            self.tell(f"{self.name}: {name}, {f'run {len(variant.seconds) + 1}' if timed else 'warm-up'}")
-            try:
-                seconds = clock(self.runs[name].generate)
-            except Exception as error:
-                if variant.ours is None:
-                    raise
-                self.skip(name, _said(error))
-                self.section.variants.remove(variant)
-                continue
-            if timed:
-                variant.seconds.append(seconds)
-                self.bench.report.save(options.out)
-
-
-def whole_clock(device: torch.device) -> Clock:
-    """Seconds by the host's clock, a GPU waited for before and after."""
-    if device.type != "cuda":
-        return host_clock
-
-    def clock(run: Callable[[], object]) -> float:
-        torch.cuda.synchronize()
-        return host_clock(lambda: (run(), torch.cuda.synchronize()))
-
-    return clock
-
-
-def label(reveal: Reveal) -> str:
-    """Its spelling, but for the numbers of a grid."""
-    kind, *rest = str(reveal).split(":")
-    return ":".join([kind, *rest[:1]]) + (" own grid" if len(rest) > 1 else "")
-
-
-def _said(error: Exception) -> str:
-    """The first line of an error."""
-    return f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}"
+def run(options: argparse.Namespace, device: torch.device, report: EndToEndReport, console: Console) -> None:
+    """All workloads, one after the other."""
+    laws = Laws(device)
+    for name in options.workload:
+        if time.monotonic() > options.deadline:
+            report.failures.append(f"the budget of {options.budget:g} s was spent before {name}")
+            return
+        job = workload(name, options.sizes[name], getattr(torch, options.dtype), device)
+        with console.status(name) as status:
+            runs = WholeRuns(name, job, laws, report, lambda text: status.update(text))
+            runs.set_up(options.peer, options.paths)
+            runs.time(options.deadline, options.out)
+    if not any(section.variants for section in report.sections):
+        report.failures.append("nothing was compared: every peer is left out")
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
@@ -233,8 +95,9 @@ def _checked(options: argparse.Namespace) -> argparse.Namespace:
     """Filled in by the device; ends the program where something given is not there."""
     if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit("--device cuda: torch sees no GPU here")
-    for option, checkout in CHECKOUTS.items():
-        if (path := getattr(options, option)) and (why := checkout.incomplete(path)):
+    options.paths = {option: getattr(options, option) for option in CHECKOUTS}
+    for option, path in options.paths.items():
+        if path and (why := CHECKOUTS[option].incomplete(path)):
             sys.exit(why)
     options.peer = list(dict.fromkeys(options.peer or PEERS))
     options.workload = list(dict.fromkeys(options.workload or WORKLOADS))
@@ -250,12 +113,9 @@ def _checked(options: argparse.Namespace) -> argparse.Namespace:
         }
     except ValueError as error:
         sys.exit(str(error))
-    absent = {
-        name: why
-        for name in options.peer
-        if (one := PEERS[name].checkout) and (why := one.lacks(getattr(options, one.option)))
-    }
-    if len(absent) == len(options.peer):
+    checkouts = {name: PEERS[name].checkout for name in options.peer}
+    absent = {name: one.lacks(options.paths[one.option]) for name, one in checkouts.items() if one}
+    if all(absent.get(name) for name in options.peer):
         sys.exit("no peer to compare with: " + "; ".join(f"{name} {why}" for name, why in absent.items()))
     return options
 

@@ -103,8 +103,10 @@ class EndToEndReport:
 
 
 def rows(section: Section, protocol: Protocol) -> list[dict]:
-    """Of the variants that were timed."""
-    return [_row(section, variant, protocol) for variant in section.variants if variant.seconds]
+    """Of the variants that were timed, peers after ours of their law."""
+    mine = [variant for variant in section.variants if variant.ours is None]
+    variants = [each for ours in mine for each in section.variants if each is ours or each.ours is ours]
+    return [_row(section, variant, protocol) for variant in variants if variant.seconds]
 
 
 def _row(section: Section, variant: Variant, protocol: Protocol) -> dict:
@@ -157,27 +159,27 @@ def _table(section: Section, found: list[dict], protocol: Protocol) -> Table:
     title = f"{section.workload}: {batch} × {length} tokens, {num_steps} steps, {section.device} {section.dtype}"
     table = Table(title=f"{title}, {protocol.name}", title_justify="left", title_style="bold", caption_justify="left")
     table.add_column("sampler", no_wrap=True)
-    table.add_column("reveals", no_wrap=True)
     for name in ("s", "p20–p80", "tokens/s", "±", "× ours", protocol.bounds, "NFE", "logits MB"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("law and notes", overflow="fold", min_width=40)
     for row in found:
+        if row["role"] == "ours":
+            table.add_section()
         table.add_row(*_cells(row, protocol), style="dim" if row["role"] == "peer" else None)
-    table.caption = "× ours: the peer's time over ours with the same law; none where a law check failed"
+    table.caption = "× ours: a peer's time over that of ours above it, which has its law; none where a law check failed"
     return table
 
 
 def _cells(row: dict, protocol: Protocol) -> list[str]:
-    seconds, ratio = row["seconds"], row["ratio"]
+    seconds, compared = row["seconds"], row["ratio"] is not None
     return [
         row["peer"],
-        row["reveal"],
         _number(protocol.center(seconds["runs"])),
         f"{_number(seconds['p20'])}–{_number(seconds['p80'])}",
         _number(row["tokens_per_second"]),
         _number(row["tokens_per_second_std"]),
-        "" if ratio is None else _number(ratio),
-        "" if ratio is None else f"{_number(row['ratio_low'])}–{_number(row['ratio_high'])}",
+        _number(row["ratio"]) if compared else "",
+        f"{_number(row['ratio_low'])}–{_number(row['ratio_high'])}" if compared else "",
         _number(row["nfe"]),
         _number(row["logits_bytes"] / 1e6),
         "; ".join(filter(None, (row["law"], row["note"]))),

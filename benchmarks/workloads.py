@@ -36,7 +36,7 @@ WORKLOADS: dict[str, dict[str, Size]] = {  # by device
 
 
 def sized(name: str, device: str, **given: int) -> Size:
-    """The size of a workload on a device, with other sizes where given; ValueError for a length beyond its network's."""
+    """The size of a workload on a device, others where given; ValueError for a length beyond its network's."""
     size = WORKLOADS[name][device]._replace(**given)
     longest = None if name in NETWORKS else read(name).spec.max_length
     if longest and size.length > longest:
@@ -95,6 +95,7 @@ def opening(job: Job) -> Tensor:
 def _modulated(tensors: Mapping[str, Tensor], shape: Shape) -> dict[str, Tensor]:
     """The same function in the published layout: a head of its own, and adaLN that shifts by 0, scales by 1 and lets
     all through."""
+    tensors = {name: tensor.float() for name, tensor in tensors.items()}
     tensors = {"output_layer.linear.weight": tensors["vocab_embed.embedding"], **tensors}
     made = {name: tensors.get(name, torch.zeros(size)) for name, size in tensor_shapes(shape).items()}
     for i in range(shape.num_blocks):
