@@ -25,8 +25,8 @@ class Variant:
     reveals       positions of each that it reveals
     law           what the check of its law found, and how it departs from the policy's
     logits_bytes  of the widest tensor of logits that it stores
-    nfe           network calls per sequence of the workload
     ours          what it is compared with, None for ours
+    nfe           network calls per sequence of the workload, known from the first run on
     seconds       of each timed run
     """
 
@@ -37,8 +37,8 @@ class Variant:
     law: str
     law_passed: bool
     logits_bytes: int
-    nfe: float
     ours: "Variant | None" = None
+    nfe: float | None = None
     seconds: list[float] = field(default_factory=list)
 
 

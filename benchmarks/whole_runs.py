@@ -36,19 +36,8 @@ class WholeRuns:
             self.tell(f"{self.name}: setting up {name}, and checking its law")
             peer = PEERS[name]
             path = paths[peer.checkout.option] if peer.checkout else None
-            if why := peer.lacks(self.job, path):
+            if why := peer.lacks(self.job, path) or self._set_up(name, peer, path):
                 self._skip(name, why)
-                continue
-            try:
-                verdict = self.laws.verdict(name, peer.reveal, lambda job: peer.prepare(job, path))  # noqa: B023
-                run = peer.prepare(self.job, path)
-                num_calls = run.calls()
-            except Exception as error:  # another project's code, with this machine's versions of its packages
-                self._skip(name, _said(error))
-                continue
-            mine = self._ours(peer)
-            logit_bytes = peer.logit_bytes or self.job.dtype.itemsize
-            self._add(name, mine.reveal, run, num_calls, verdict, peer.law, logit_bytes, mine)
 
     def time(self, deadline: float, out: Path | None) -> None:
         """In the report's protocol; after the deadline each only gets the one run that it lacks."""
@@ -61,16 +50,26 @@ class WholeRuns:
                 continue
             self.tell(f"{self.name}: {name}, {f'run {len(variant.seconds) + 1}' if timed else 'warm-up'}")
             try:
-                seconds = clock(self.runs[name].generate)
+                if timed:
+                    variant.seconds.append(clock(self.runs[name].generate))
+                else:
+                    variant.nfe = self.runs[name].warm_up() * self.job.size.length / variant.reveals
             except Exception as error:
                 if variant.ours is None:
                     raise
                 self._skip(name, _said(error))
                 self.section.variants.remove(variant)
-                continue
-            if timed:
-                variant.seconds.append(seconds)
-                self.report.save(out)
+            self.report.save(out)
+
+    def _set_up(self, name: str, peer: SamplerPeer, path: Path | None) -> str | None:
+        """Why the peer cannot be set up, or None."""
+        try:
+            verdict = self.laws.verdict(name, peer.reveal, lambda job: peer.prepare(job, path))
+            run = peer.prepare(self.job, path)
+        except Exception as error:  # another project's code, with this machine's versions of its packages
+            return _said(error)
+        logit_bytes = peer.logit_bytes or self.job.dtype.itemsize
+        self._add(name, run, peer, verdict, peer.law, logit_bytes, self._ours(peer))
 
     def _skip(self, name: str, why: str) -> None:
         self.report.skipped.append({"peer": name, "workload": self.name, "reason": why})
@@ -84,31 +83,28 @@ class WholeRuns:
         verdict = self.laws.verdict(label(reveal), peer.reveal, lambda job: ours.prepare(job, peer.reveal(job)))
         if not verdict.passed:
             self.report.failures.append(f"{name} fails its law check: {verdict.detail}")
-        run = ours.prepare(self.job, reveal)
-        return self._add(name, label(reveal), run, run.calls(), verdict, _OUR_LAW, 0, None)
+        return self._add(name, ours.prepare(self.job, reveal), peer, verdict, _OUR_LAW, 0, None)
 
     def _add(
         self,
         name: str,
-        reveal: str,
         run: Run,
-        num_calls: float,
+        peer: SamplerPeer,
         verdict: Verdict,
         law: str,
         logit_bytes: int,
         mine: Variant | None,
     ) -> Variant:
         size = self.job.size
-        sequences, reveals = run.num_sequences or size.batch, run.num_reveals or size.length
+        sequences = run.num_sequences or size.batch
         variant = Variant(
             name=name,
-            reveal=reveal,
+            reveal=label(peer.reveal(self.job)),
             sequences=sequences,
-            reveals=reveals,
+            reveals=run.num_reveals or size.length,
             law=f"{verdict.detail}; {law}",
             law_passed=verdict.passed,
             logits_bytes=logit_bytes * sequences * size.length * self.section.vocab_size,
-            nfe=num_calls * size.length / reveals,
             ours=mine,
         )
         self.section.variants.append(variant)

@@ -17,9 +17,10 @@ class Run:
     num_sequences: int | None = None
     num_reveals: int | None = None
 
-    def calls(self) -> float:
-        """Network calls of a run; makes one if they are not known."""
+    def warm_up(self) -> float:
+        """Does one run; the network calls in it."""
         if not isinstance(self.num_calls, nn.Module):
+            self.generate()
             return self.num_calls
         seen: list[None] = []
         hook = self.num_calls.register_forward_pre_hook(lambda module, arguments: seen.append(None))
