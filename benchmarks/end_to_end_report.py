@@ -171,15 +171,15 @@ def _table(section: Section, found: list[dict], protocol: Protocol) -> Table:
 
 
 def _cells(row: dict, protocol: Protocol) -> list[str]:
-    seconds, compared = row["seconds"], row["ratio"] is not None
+    seconds = row["seconds"]
     return [
         row["peer"],
         _number(protocol.center(seconds["runs"])),
         f"{_number(seconds['p20'])}–{_number(seconds['p80'])}",
         _number(row["tokens_per_second"]),
         _number(row["tokens_per_second_std"]),
-        _number(row["ratio"]) if compared else "",
-        f"{_number(row['ratio_low'])}–{_number(row['ratio_high'])}" if compared else "",
+        "" if row["ratio"] is None else _number(row["ratio"]),
+        "" if row["ratio_low"] is None else f"{_number(row['ratio_low'])}–{_number(row['ratio_high'])}",
         _number(row["nfe"]),
         _number(row["logits_bytes"] / 1e6),
         "; ".join(filter(None, (row["law"], row["note"]))),

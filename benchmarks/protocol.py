@@ -11,11 +11,11 @@ _NORMAL_95 = statistics.NormalDist().inv_cdf(0.975)
 
 
 class Ratio(NamedTuple):
-    """How many times as long a peer takes as ours, and between what bounds."""
+    """How many times as long a peer takes as ours, and between what bounds; one run has none."""
 
     value: float
-    low: float
-    high: float
+    low: float | None = None
+    high: float | None = None
 
 
 class Turn(NamedTuple):
@@ -68,7 +68,7 @@ class Paired(Protocol):
 
     def ratio(self, ours: list[float], peer: list[float]) -> Ratio:
         ratios = [theirs / mine for mine, theirs in zip(ours, peer, strict=False)]  # the last round may be unfinished
-        return Ratio(statistics.median(ratios), *middle(ratios))
+        return Ratio(statistics.median(ratios), *(middle(ratios) if len(ratios) > 1 else ()))
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,8 @@ class LatencySample(Protocol):
 
     def ratio(self, ours: list[float], peer: list[float]) -> Ratio:
         value = statistics.mean(peer) / statistics.mean(ours)
+        if min(len(ours), len(peer)) < 2:
+            return Ratio(value)
         spread = _NORMAL_95 * math.hypot(_relative_error(ours), _relative_error(peer))
         return Ratio(value, value * math.exp(-spread), value * math.exp(spread))
 
@@ -107,7 +109,5 @@ def middle(values: list[float]) -> tuple[float, float]:
 
 
 def _relative_error(seconds: list[float]) -> float:
-    """Standard error of the mean, as a share of it; 0 for one run, which tells nothing of it."""
-    if len(seconds) == 1:
-        return 0.0
+    """Standard error of the mean of at least two runs, as a share of it."""
     return statistics.stdev(seconds) / math.sqrt(len(seconds)) / statistics.mean(seconds)

@@ -84,11 +84,11 @@ def random_job(network: Network, size: Size, dtype: torch.dtype, device: torch.d
 
 
 def opening(job: Job) -> Tensor:
-    """Tokens int64 [1, L] in which all but the last `num_reveals` positions are given: random ones, as good as any in
-    a network call."""
+    """Tokens int64 [1, L] in which all but `num_reveals` positions, the first and the last ones, are given: random
+    tokens, as good as any in a network call."""
     _, length, _, num_reveals = job.size
     tokens = torch.randint(job.network.mask_id, (1, length), generator=torch.Generator().manual_seed(3))
-    tokens[:, length - num_reveals :] = job.network.mask_id
+    tokens[:, 0] = tokens[:, length - num_reveals + 1 :] = job.network.mask_id
     return tokens.to(job.device)
 
 

@@ -27,7 +27,7 @@ def prepare(job: Job, checkout: Path) -> Run:
     with quiet(), importable(checkout, _MODULES):
         module = importlib.import_module("diffusion")
         mask_id = job.network.mask_id
-        # It writes the first token itself; told that this is the mask, it leaves it to the sampler.
+        # It writes the first token itself. Told that this is the mask, it leaves the position to its sampler.
         tokenizer = SimpleNamespace(vocab_size=mask_id, bos_token_id=mask_id)
         diffusion = module.Diffusion(_config(job), tokenizer)
     module.tqdm = lambda steps: steps
