@@ -11,6 +11,7 @@ standard error, the JSON to the file, also while it grows.
 import argparse
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -61,10 +62,11 @@ def run(options: argparse.Namespace, device: torch.device, report: EndToEndRepor
             return
         job = workload(name, options.sizes[name], getattr(torch, options.dtype), device)
         with console.status(name) as status:
-            runs = WholeRuns(name, job, laws, report, lambda text: status.update(text))
+            tell = status.update if console.is_terminal else partial(console.print, style="dim", highlight=False)
+            runs = WholeRuns(name, job, laws, report, tell)
             runs.set_up(options.peer, options.paths)
             runs.time(options.deadline, options.out)
-    if not any(section.variants for section in report.sections):
+    if not any(variant.ours for section in report.sections for variant in section.variants):
         report.failures.append("nothing was compared: every peer is left out")
 
 

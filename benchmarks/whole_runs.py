@@ -40,7 +40,10 @@ class WholeRuns:
                 self._skip(name, why)
 
     def time(self, deadline: float, out: Path | None) -> None:
-        """In the report's protocol; after the deadline each only gets the one run that it lacks."""
+        """In the report's protocol; after the deadline each only gets the one run that it lacks.
+
+        The report is saved after each run. A peer that fails is dropped; ours must not.
+        """
         variants = {variant.name: variant for variant in self.section.variants}
         clock = whole_clock(self.job.device)
         for name, timed in self.report.protocol.turns(list(variants)):
@@ -80,7 +83,8 @@ class WholeRuns:
         name = f"unmask {label(reveal)}"
         if name in self.runs:
             return next(variant for variant in self.section.variants if variant.name == name)
-        verdict = self.laws.verdict(label(reveal), peer.reveal, lambda job: ours.prepare(job, peer.reveal(job)))
+        kind = f"unmask {label(peer.reveal(self.laws.job))}"
+        verdict = self.laws.verdict(kind, peer.reveal, lambda job: ours.prepare(job, peer.reveal(job)))
         if not verdict.passed:
             self.report.failures.append(f"{name} fails its law check: {verdict.detail}")
         return self._add(name, ours.prepare(self.job, reveal), peer, verdict, _OUR_LAW, 0, None)

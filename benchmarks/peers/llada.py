@@ -26,7 +26,7 @@ class Model(nn.Module):
 
 
 def refuses(job: Job) -> str | None:
-    """Its steps reveal what ours do where all reveal equally many; elsewhere its first ones reveal one more each."""
+    """Why it does not serve the job, or None: with a remainder its first steps reveal one more each, ours do not."""
     _, length, num_steps, _ = job.size
     if length % num_steps:
         return f"its steps must divide the length for a law of ours, got {num_steps} steps and {length} tokens"

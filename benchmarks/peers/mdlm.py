@@ -1,8 +1,8 @@
 """The published MDLM sampler, github.com/kuleshov-group/mdlm, imported from a checkout and run as it is.
 
-Its network (models/dit.py) and its sampler (diffusion.py, `ddpm_cache`) are the checkout's own lines. What these import
-for training alone is replaced by stand-ins that do nothing, and flash-attention, which wants a GPU, by torch's SDPA and
-the same rotation in plain torch. einops, which the network calls, must be installed.
+Its network (models/dit.py) and its sampler (diffusion.py, `ddpm` and `ddpm_cache`) are the checkout's own lines. What
+these import for training alone is replaced by stand-ins that do nothing, and flash-attention, which wants a GPU, by
+torch's SDPA and the same rotation in plain torch. einops, which the network calls, must be installed.
 """
 
 import importlib
@@ -140,6 +140,7 @@ class _Enough(Exception):
 
 
 def refuses(job: Job) -> str | None:
+    """Why it does not serve the job, or None."""
     if job.device.type == "cuda" and job.dtype is not torch.bfloat16:
         return f"on a GPU its products are bf16 whatever is asked for, got {job.dtype}"
     return None

@@ -70,7 +70,5 @@ PEERS: dict[str, SamplerPeer] = {
     "llada": SamplerPeer(
         llada.prepare, lambda job: Fixed(job.size.num_steps), "fp64 noise", llada.CHECKOUT, 8, llada.refuses
     ),
-    "dream": SamplerPeer(
-        dream.prepare, dream.reveal, "torch's multinomial over rounded probabilities", dream.CHECKOUT
-    ),
-}  # fmt: skip
+    "dream": SamplerPeer(dream.prepare, dream.reveal, "torch's multinomial over rounded probabilities", dream.CHECKOUT),
+}
