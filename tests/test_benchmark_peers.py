@@ -385,6 +385,11 @@ def test_sizes_of_a_workload():
     assert sized("sotu-heavy", "cpu") == WORKLOADS["sotu-heavy"]["cpu"]
 
 
+def test_a_grid_is_not_spelled_out(tiny):
+    assert whole_runs.label(dream.reveal(tiny)) == "ancestral:2 own grid"
+    assert [whole_runs.label(one) for one in (Ancestral(8), FirstHitting())] == ["ancestral:8", "first-hitting"]
+
+
 def test_a_report_without_rows_is_whole():
     report = EndToEndReport([], {}, Paired())
     assert report.as_dict()["rows"] == [] and report.as_dict()["partial"]
