@@ -31,7 +31,7 @@ from benchmarks.arguments import count, counts, names
 from benchmarks.ceilings import Ceilings, measure
 from benchmarks.machine import command, describe
 from benchmarks.network import NETWORKS, denoiser, half_masked, random_tensors
-from benchmarks.peers.mdlm import Published, lacks
+from benchmarks.peers.mdlm import CHECKOUT, Published
 from benchmarks.sides import Ours, Side, Step, Theirs
 from benchmarks.step_report import TITLES, StepReport, StepRow, with_ratios
 from benchmarks.ticks import OneTick
@@ -86,7 +86,7 @@ class StepBench:
             self.sides.append(Ours(network=self.network, dtype=dtype, num_steps=options.num_steps, model=model))
 
     def run(self) -> None:
-        if why := lacks(self.options.mdlm):
+        if why := CHECKOUT.lacks(self.options.mdlm):
             self.say(f"the published sampler is left out: {why}")
         else:
             published = Published(self.options.mdlm, self.network, self.tensors, self.device)

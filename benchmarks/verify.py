@@ -15,7 +15,7 @@ from unmask.kernels import noise, sample_head
 
 Draw = Callable[[Tensor, Tensor | None, Tensor], Tensor]  # (hidden, weight, keys) -> tokens
 
-_MIN_P = 1e-4
+MIN_P = 1e-4
 _LAW_VOCAB = 1000  # not a multiple of the noise block
 _CHUNK = 10_000
 _COMPARED = 16
@@ -70,7 +70,7 @@ def _law(
             return Verdict(False, f"tokens from {int(tokens.min())} to {int(tokens.max())} for {vocab_size} ids")
         counts += torch.bincount(tokens, minlength=vocab_size)
     p = chi_square(counts.double(), num_draws * logits.softmax(-1).squeeze(0))
-    return Verdict(p >= _MIN_P, f"χ² p = {p:.2g}")
+    return Verdict(p >= MIN_P, f"χ² p = {p:.2g}")
 
 
 def chi_square(observed: Tensor, expected: Tensor) -> float:

@@ -6,6 +6,7 @@ from dataclasses import fields
 from itertools import product
 from pathlib import Path
 from statistics import mean
+from types import SimpleNamespace
 
 import published_forward
 import pytest
@@ -188,7 +189,7 @@ STEP = ["--network", "toy", "--narrow", "toy", "--steps", "3", "--seconds", "0.0
 def compared(monkeypatch, tmp_path):
     """Runs the step benchmark beside a stand-in for the published sampler: exit status and results."""
     monkeypatch.setattr(step, "measure", lambda *arguments: CEILINGS)
-    monkeypatch.setattr(step, "lacks", lambda checkout: None)
+    monkeypatch.setattr(step, "CHECKOUT", SimpleNamespace(lacks=lambda path: None))
     monkeypatch.setattr(memory, "in_a_process", lambda module, **request: 5 if request["checkout"] else 2)
 
     def run(published):
@@ -233,8 +234,8 @@ def test_without_a_checkout_ours_is_timed_alone(tmp_path, capsys, monkeypatch):
 
 
 def test_what_a_checkout_lacks_is_said(tmp_path):
-    assert "given with --mdlm" in mdlm.lacks(None)
-    assert mdlm.lacks(tmp_path) == "the checkout given with --mdlm lacks diffusion.py"
+    assert "given with --mdlm" in mdlm.CHECKOUT.lacks(None)
+    assert mdlm.CHECKOUT.lacks(tmp_path) == "the checkout given with --mdlm lacks diffusion.py"
 
 
 def test_attention_and_rotation_in_place_of_flash_attention():

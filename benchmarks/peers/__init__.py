@@ -1,5 +1,5 @@
 """What a user would run instead. Of `sample_head`, written by us: adding one is a function and a line in HEAD_PEERS.
-Of a whole step, the published sampler itself: see mdlm.py.
+Of a whole step, the published sampler itself: see mdlm.py. Of whole runs: see samplers.py.
 
 Packages that may be missing are imported by the first draw.
 """

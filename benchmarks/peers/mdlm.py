@@ -1,44 +1,34 @@
 """The published MDLM sampler, github.com/kuleshov-group/mdlm, imported from a checkout and run as it is.
 
-Its network (models/dit.py) and its sampler (diffusion.py, `ddpm_cache`) are the checkout's own lines. What these import
-for training alone is replaced by stand-ins that do nothing, and flash-attention, which wants a GPU, by torch's SDPA and
-the same rotation in plain torch. einops, which the network calls, must be installed.
+Its network (models/dit.py) and its sampler (diffusion.py, `ddpm` and `ddpm_cache`) are the checkout's own lines. What
+these import for training alone is replaced by stand-ins that do nothing, and flash-attention, which wants a GPU, by
+torch's SDPA and the same rotation in plain torch. einops, which the network calls, must be installed.
 """
 
 import importlib
 import itertools
-import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from importlib.machinery import ModuleSpec
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.network import Network
+from benchmarks.peers.checkout import Checkout, importable, quiet
+from benchmarks.peers.run import Run
 from benchmarks.trajectory import EPS
+from benchmarks.workloads import Job
 
-_FILES = ("diffusion.py", "models/dit.py")
-_MODULES = ("dataloader", "diffusion", "models", "noise_schedule", "utils")
-_TRAINING = (
-    *("causal_conv1d", "datasets", "hydra", "lightning", "mamba_ssm", "omegaconf", "requests", "timm"),
-    *("torchmetrics", "transformers"),
+CHECKOUT = Checkout(
+    "mdlm", "a checkout of github.com/kuleshov-group/mdlm", ("diffusion.py", "models/dit.py"), ("einops",)
 )
-
-
-def lacks(checkout: Path | None) -> str | None:
-    """Why the published sampler cannot run, or None."""
-    if checkout is None:
-        return "needs a checkout of github.com/kuleshov-group/mdlm, given with --mdlm"
-    if missing := [name for name in _FILES if not (checkout / name).is_file()]:
-        return f"the checkout given with --mdlm lacks {missing[0]}"
-    return None if find_spec("einops") else "einops is not installed (pip install einops)"
+_MODULES = ("dataloader", "diffusion", "models", "noise_schedule", "utils")
 
 
 class Published:
@@ -46,9 +36,11 @@ class Published:
     asks for that itself; on a CPU it does not, and autocast is put around each step."""
 
     def __init__(self, checkout: Path, network: Network, tensors: Mapping[str, Tensor], device: torch.device):
-        with quiet(), _importable(checkout):
-            diffusion = importlib.import_module("diffusion").Diffusion
-            self.diffusion = diffusion(_config(network), SimpleNamespace(vocab_size=network.shape.vocab_size - 1))
+        installed = torch.cuda.is_available() and find_spec("flash_attn")
+        with quiet(), importable(checkout, _MODULES, given={} if installed else _flash_attn()):
+            self.module = importlib.import_module("diffusion")
+            tokenizer = SimpleNamespace(vocab_size=network.shape.vocab_size - 1)
+            self.diffusion = self.module.Diffusion(_config(network), tokenizer)
         backbone = self.diffusion.backbone
         backbone.load_state_dict({**tensors, "rotary_emb.inv_freq": backbone.rotary_emb.inv_freq})
         self.diffusion.to(device).eval()
@@ -87,14 +79,28 @@ class Published:
                 return update(sampler, x, t, dt, p_x0=p_x0)
 
         sampler._ddpm_caching_update = window
-        sampler._sample_prior = lambda *sizes: tokens
-        sampler.config.loader.eval_batch_size = len(tokens)
         try:
-            with quiet(), suppress(_Enough):
+            with quiet(), self._beginning(tokens), suppress(_Enough):
                 sampler._sample(num_steps)
         finally:
-            del sampler._ddpm_caching_update, sampler._sample_prior
+            del sampler._ddpm_caching_update
         return [after - before for (before, called), (after, _) in itertools.pairwise(stamps) if called]
+
+    def sample(self, batch: int, num_steps: int, predictor: str, narrow: bool) -> Tensor:
+        """A whole run, `_sample(num_steps)`, by "ddpm" or "ddpm_cache": tokens [B, L]."""
+        self.diffusion.sampler, self.diffusion.config.loader.eval_batch_size = predictor, batch
+        with quiet(), self._precision(narrow):
+            return self.diffusion._sample(num_steps)
+
+    @contextmanager
+    def wide_noise(self) -> Iterator[None]:
+        """Draws in fp64 inside, which is all that changes."""
+        draw = self.module._sample_categorical
+        self.module._sample_categorical = lambda probs: draw(probs.double())
+        try:
+            yield
+        finally:
+            self.module._sample_categorical = draw
 
     def split(self, run: Callable[[], object]) -> dict[str, float]:
         """Seconds that one step on a CPU spends in the network's body, in its head, and in all the rest."""
@@ -115,6 +121,16 @@ class Published:
         sampling = end - begin - (after_head - in_body)
         return {"body": in_head - in_body, "head": after_head - in_head, "sampling": sampling}
 
+    @contextmanager
+    def _beginning(self, tokens: Tensor) -> Iterator[None]:
+        """Runs begin with these tokens [B, L] inside."""
+        self.diffusion.config.loader.eval_batch_size = len(tokens)
+        self.diffusion._sample_prior = lambda *sizes: tokens
+        try:
+            yield
+        finally:
+            del self.diffusion._sample_prior
+
     def _precision(self, narrow: bool):
         return torch.autocast("cpu", torch.bfloat16) if narrow and self.device.type == "cpu" else nullcontext()
 
@@ -123,12 +139,29 @@ class _Enough(Exception):
     """Ends the published loop."""
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the warnings that old code draws from a new torch."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+def refuses(job: Job) -> str | None:
+    """Why it does not serve the job, or None."""
+    if job.device.type == "cuda" and job.dtype is not torch.bfloat16:
+        return f"on a GPU its products are bf16 whatever is asked for, got {job.dtype}"
+    return None
+
+
+def prepare(job: Job, checkout: Path, *, predictor: str, wide_noise: bool = False) -> Run:
+    """Whole runs by "ddpm" or "ddpm_cache"; wide_noise: with noise in fp64."""
+    published, narrow = _published(job, checkout), job.dtype is torch.bfloat16
+    batch, _, num_steps, _ = job.size
+
+    def generate() -> Tensor:
+        with published.wide_noise() if wide_noise else nullcontext():
+            return published.sample(batch, num_steps, predictor, narrow)
+
+    return Run(generate, published.diffusion.backbone)
+
+
+@lru_cache(maxsize=2)  # the job that is timed and the one whose law is checked
+def _published(job: Job, checkout: Path) -> Published:
+    """One for all variants of a job."""
+    return Published(checkout, job.network, job.tensors, job.device)
 
 
 def _config(network: Network) -> SimpleNamespace:
@@ -160,81 +193,7 @@ def _config(network: Network) -> SimpleNamespace:
     )
 
 
-# --- what its files import --------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _importable(checkout: Path) -> Iterator[None]:
-    """Lets the checkout's modules be imported by their plain names, and forgets these names and the stand-ins again."""
-    finder, place = _StandIns(), str(checkout)
-    before = dict(sys.modules)
-
-    def forget() -> None:
-        for name in [name for name in sys.modules if name.split(".")[0] in (*_MODULES, *_TRAINING, "flash_attn")]:
-            del sys.modules[name]
-
-    forget()
-    sys.path.insert(0, place)
-    sys.meta_path.insert(0, finder)
-    if not (torch.cuda.is_available() and find_spec("flash_attn")):
-        sys.modules.update(_flash_attn())
-    try:
-        yield
-    finally:
-        sys.meta_path.remove(finder)
-        sys.path.remove(place)
-        forget()
-        sys.modules.update(before)
-
-
-class LightningModule(nn.Module):
-    """The parts of lightning's that inference touches."""
-
-    def save_hyperparameters(self) -> None:
-        pass
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return torch.float32
-
-
-class _Inert:
-    """May be called, asked for any attribute and inherited from, and does nothing."""
-
-    def __call__(self, *arguments, **options) -> "_Inert":
-        return self
-
-    def __getattr__(self, name: str) -> "_Inert":
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return self
-
-    def __mro_entries__(self, bases: tuple) -> tuple:
-        return ()
-
-
-class _InertModule(ModuleType):
-    def __getattr__(self, name: str) -> object:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return LightningModule if name == "LightningModule" else _Inert()
-
-
-class _StandIns:
-    """Finds the packages that only training needs, with all that is in them."""
-
-    def find_spec(self, name: str, path=None, target=None) -> ModuleSpec | None:
-        return ModuleSpec(name, self, is_package=True) if name.split(".")[0] in _TRAINING else None
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType:
-        return _InertModule(spec.name)
-
-    def exec_module(self, module: ModuleType) -> None:
-        pass
+# --- flash-attention --------------------------------------------------------------------------------------------------
 
 
 def _flash_attn() -> dict[str, ModuleType]:
