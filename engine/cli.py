@@ -24,6 +24,8 @@ from unmask.options import (
     named_sources,
     set_threads,
 )
+from unmask.page.command import EXAMPLE as REPORT_EXAMPLE
+from unmask.page.command import report_command
 from unmask.progress import Progress, Unmasking
 from unmask.reveal import parse
 from unmask.sampler import Sampler
@@ -43,6 +45,7 @@ app = typer.Typer(
 )
 
 app.add_typer(study, name="study")
+app.command(name="report", epilog=REPORT_EXAMPLE)(report_command)
 
 SANDWICH = "light:12.5% heavy:75% light:12.5%"
 
