@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 SHOWN = 60  # characters of a wrong value in an error
+LARGEST = 1e300  # number; a page computes with doubles
 
 
 class Node:
@@ -64,14 +65,19 @@ class Node:
             self.fail("a number" if least == -math.inf else f"a number from {least:g} on")
         return self.value
 
+    def positive(self) -> float:
+        if not _is_number(self.value) or self.value <= 0:
+            self.fail("a positive number")
+        return self.value
+
     def whole(self, least: int = 0, most: int | None = None) -> int:
         span = f"a whole number from {least} " + ("on" if most is None else f"to {most}")
         if not _is_whole(self.value) or self.value < least or (most is not None and self.value > most):
             self.fail(span)
         return self.value
 
-    def texts(self) -> list[str]:
-        return [one.text() for one in self.items()]
+    def texts(self, least: int = 0) -> list[str]:
+        return [one.text() for one in self.items(least)]
 
     def numbers(self, count: int, least: float = -math.inf) -> list[float]:
         """A column of `count` numbers; thousands of them, so no node for each."""
@@ -99,11 +105,11 @@ class Node:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
 def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and _is_number(value)
 
 
 def _refuse(name: str) -> NoReturn:

@@ -32,7 +32,7 @@ def _row(node: Node) -> dict:
 
 
 def _timing(node: Node) -> dict[str, float]:
-    return {key: node[key].number(0) for key in ("median", "p20", "p80")}
+    return {key: node[key].positive() for key in ("median", "p20", "p80")}
 
 
 def _ceiling(node: Node) -> dict:

@@ -29,7 +29,7 @@ def render(sections: list[dict]) -> str:
     it: its policy names them by their hash, and forbids every request."""
     style = _asset("page.css")
     script = "\n".join(_asset(f"{name}.js") for name in SCRIPTS)
-    script = f"(() => {{\n\"use strict\";\n{script}}})();\n"
+    script = f'(() => {{\n"use strict";\n{script}}})();\n'
     policy = f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; base-uri 'none'"
     return Template(_asset("page.html")).substitute(policy=policy, style=style, script=script, data=_data(sections))
 

@@ -45,7 +45,7 @@ def _kind(root: Node) -> str:
     known = f"{', '.join(list(READERS)[:-1])} or {list(READERS)[-1]}"
     if "kind" in root.keys():
         kind = root["kind"]
-        if kind.value not in READERS:
+        if kind.value not in list(READERS):
             kind.fail(known)
         return kind.text()
     found = next((kind for kind, keys in KEYS.items() if keys <= set(root.keys())), None)
@@ -62,6 +62,7 @@ def _about(root: Node) -> dict:
         "command": command and command.texts(),
         "machine": machine and _plain(machine),
         "versions": versions and _plain(versions),
+        "notes": [text for key in ("notes", "failures") if (found := root.get(key)) for text in found.texts()],
         **{key: found and found.text() for key, found in texts.items()},
     }
 

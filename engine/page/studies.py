@@ -4,7 +4,7 @@ from unmask.page.node import Node
 
 
 def read_search(root: Node) -> dict:
-    models = root["models"].texts()
+    models = root["models"].texts(least=1)
     num_segments = root["num_segments"].whole(1)
     return {
         "models": models,
@@ -31,7 +31,7 @@ def _row(node: Node, models: list[str], num_segments: int) -> dict:
 
 
 def read_importance(root: Node) -> dict:
-    first, *others = models = root["models"].texts()
+    first, *others = models = root["models"].texts(least=1)
     bins = root["bins"].items(least=1)
     measured = {"loss": models, "gap": others, "kl": others}
     return {

@@ -17,14 +17,15 @@ const colourOf = (name) => `var(--c${modelNames.indexOf(name) % 6})`;
 function sectionOf(result, id) {
   const [title, draw] = SECTIONS[result.kind];
   return html("section", { id, "aria-labelledby": `${id}-title` },
-    html("h2", { id: `${id}-title` }, title, result.partial ? html("span", { class: "partial" }, "partial: the run was interrupted") : null),
+    html("h2", { id: `${id}-title` }, title, result.partial ? html("span", { class: "partial" }, "partial: not everything asked for is here") : null),
     html("p", { class: "source" }, [result.file, ...originOf(result.about)].map((text) => html("span", {}, text))),
+    result.about.notes.length ? html("ul", { class: "note" }, result.about.notes.map((text) => html("li", {}, text))) : null,
     draw(result, colourOf), methodOf(result.about));
 }
 
 function originOf({ machine, commit, date }) {
   const on = machine?.gpu ?? machine?.cpu;
-  return [on, machine?.threads && `${machine.threads} threads`, commit && `commit ${commit.slice(0, 9)}${commit.endsWith("+") && commit.length > 9 ? "+" : ""}`, date?.slice(0, 10)].filter(Boolean);
+  return [on, machine?.threads && several(Number(machine.threads), "thread"), commit && `commit ${commit.slice(0, 9)}${commit.endsWith("+") && commit.length > 9 ? "+" : ""}`, date?.slice(0, 10)].filter(Boolean);
 }
 
 function methodOf({ command, machine, versions }) {

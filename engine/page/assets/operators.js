@@ -4,21 +4,27 @@ const CLOCKS = ["cold", "warm", "graph"];
 const CLOCK_NAMES = { cold: "cold cache", warm: "warm cache", graph: "graph replay" };
 
 function operatorsSection({ rows, ceilings }) {
-  if (!rows.length) return html("p", { class: "note" }, "No operator was timed.");
-  const names = [...new Set(rows.map((row) => row.implementation))];
-  const look = (name) => ({ colour: `var(--c${names.indexOf(name) % 6})`, index: names.indexOf(name) });
-  const devices = [...new Set(rows.map((row) => `${row.device} · ${row.dtype}`))];
+  const timed = rows.filter((row) => CLOCKS.some((clock) => row.timings[clock]) || row.law_passed === false);
+  if (!timed.length) return [html("p", { class: "note" }, "No operator was timed."), leftOut(rows)];
+  const names = [...new Set(timed.map((row) => row.implementation))];
+  const look = (name) => {
+    const index = names.indexOf(name);
+    return { index, colour: `var(--c${(index + Math.floor(index / SHAPES.length)) % 6})` }; // no two alike in both
+  };
+  const devices = [...new Set(timed.map((row) => `${row.device} · ${row.dtype}`))];
   const clocks = CLOCKS.filter((clock) => rows.some((row) => row.timings[clock]));
-  const operators = [...new Set(rows.map((row) => row.operator))];
+  const operators = [...new Set(timed.map((row) => row.operator))];
   const state = { device: devices[0], clock: clocks[0] ?? "cold", operator: "", only: null };
-  const picked = () => rows.filter((row) => `${row.device} · ${row.dtype}` === state.device && (!state.operator || row.operator === state.operator));
+  const picked = () => timed.filter((row) => `${row.device} · ${row.dtype}` === state.device && (!state.operator || row.operator === state.operator));
   const roofs = () => ceilings.filter((roof) => `${roof.device} · ${roof.dtype}` === state.device);
 
   const plot = chart("Roofline: FLOP per second over FLOP per byte, logarithmic.", (width) => roofline(width, picked(), roofs(), state, look));
   const body = html("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Timings" });
   const legend = html("ul", { class: "legend" });
+  const measured = html("p", { class: "caption" });
   const update = () => {
     plot.redraw();
+    measured.replaceChildren(roofs().map(({ bandwidth, product }) => `Measured here: ${[bandwidth && `memory ${prefixed(bandwidth, "B/s")}`, product && `a large product ${prefixed(product, "FLOP/s")}`].filter(Boolean).join(", ")}.`).join(" "));
     body.replaceChildren(timings(picked(), state.clock));
     const here = new Set(picked().map((row) => row.implementation));
     legend.replaceChildren(...names.filter((name) => here.has(name)).map((name) => html("li", {},
@@ -35,10 +41,15 @@ function operatorsSection({ rows, ceilings }) {
       choice("On", devices.map((one) => [one, one]), state.device, (value) => set("device", value)),
       choice("Operator", [["", "all"], ...operators.map((one) => [one, one])], "", (value) => set("operator", value)),
       clocks.length > 1 && toggle("Clock", clocks.map((one) => [one, CLOCK_NAMES[one]]), state.clock, (value) => set("clock", value))),
-    plot.frame, legend,
+    plot.frame, legend, measured,
     html("p", { class: "caption" }, "Hollow marks are peers and parts of an operator. Where the law check failed no speed is drawn. Operators without FLOPs are in the table only."),
-    body,
+    body, leftOut(rows.filter((row) => !timed.includes(row))),
   ];
+}
+
+function leftOut(rows) {
+  const reasons = new Set(rows.map((row) => `${row.implementation}, ${row.operator}: ${row.note ?? "not timed"}`));
+  return reasons.size ? html("details", {}, html("summary", {}, `${several(reasons.size, "implementation")} not timed`), html("ul", {}, [...reasons].map((reason) => html("li", {}, reason)))) : null;
 }
 
 const sign = ({ colour, index }) => svg("svg", { viewBox: "-8 -8 16 16", class: "sign", "aria-hidden": "true" }, shape(index, 0, 0, colour));
@@ -82,7 +93,10 @@ function roofOf({ bandwidth, product }, x, y, left, right, box) {
   if (product) line.push(`M${x(Math.max(left, knee))} ${y(product)}H${x(right)}`);
   parts.append(svg("path", { d: line.join("") }));
   if (product) parts.append(svg("text", { x: x(right) - 4, y: y(product) - 7, "text-anchor": "end" }, `product ${prefixed(product, "FLOP/s")}`));
-  if (bandwidth) parts.append(svg("text", { x: x(from) + 8, y: y(bandwidth * from) - 4, class: "copy" }, `copy ${prefixed(bandwidth, "B/s")}`));
+  if (bandwidth && box[2] > 520) {
+    const rise = (Math.atan2(y(10 * bandwidth) - y(bandwidth), x(10) - x(1)) * 180) / Math.PI;
+    parts.append(svg("text", { transform: `translate(${x(from) + 12} ${y(bandwidth * from) - 16}) rotate(${rise})` }, `memory ${prefixed(bandwidth, "B/s")}`));
+  }
   return parts;
 }
 
@@ -102,6 +116,7 @@ function timings(rows, clock) {
     ];
   };
   const titles = ["Operator and case", "Implementation", `Median, 20th–80th, ${CLOCK_NAMES[clock]}`, "Of bandwidth", "Of rate", "Law"];
-  return html("table", {}, html("thead", {}, html("tr", {}, titles.map((title) => html("th", { scope: "col" }, title)))),
+  const isNumber = (title) => /^(Median|Of)/.test(title);
+  return html("table", {}, html("thead", {}, html("tr", {}, titles.map((title) => html("th", { scope: "col", class: isNumber(title) && "number" }, title)))),
     html("tbody", {}, rows.map((row) => html("tr", {}, cells(row)))));
 }

@@ -1,15 +1,16 @@
 // A profile: the sample, the figures of the run, its timeline and its phases.
 
-const PHASE_COLOURS = ["var(--c1)", "var(--c2)", "var(--c3)", "var(--c4)", "var(--c5)", "var(--c0)", "var(--soft)"];
+// Shades of ink: colours are for models.
+const SHADES = [85, 62, 46, 34, 25, 18, 12].map((share) => `color-mix(in oklab, var(--ink) ${share}%, var(--paper))`);
 
 function profileSection(profile, colourOf) {
   const { request, models, ticks } = profile;
   const nfe = Object.entries(profile.nfe).map(([name, value]) => `${name} ${plain(value)}`).join(", ");
   const facts = [
     [prefixed(profile.tokens_per_second ?? 0), "tokens per second", seconds(profile.phases.total)],
-    [plain(Object.values(profile.nfe).reduce((sum, one) => sum + one, 0), 4), "network calls per text", nfe],
-    [percent(profile.occupancy ?? 0), "of each call used", `up to ${several(profile.max_batch, "sequence")}`],
-    profile.flops_share !== null && [percent(profile.flops_share), "of this machine's rate", `${prefixed(profile.flops_per_second ?? 0, "FLOP/s")} of ${prefixed(profile.ceiling_flops_per_second ?? 0, "FLOP/s")}`],
+    [plain(Object.values(profile.nfe).reduce((sum, one) => sum + one, 0), 4), "network calls per text (NFE)", nfe],
+    [percent(profile.occupancy ?? 0), "tick occupancy", `up to ${several(profile.max_batch, "sequence")}`],
+    profile.flops_share !== null && [percent(profile.flops_share), "of the measured FLOP/s (MFU)", `${prefixed(profile.flops_per_second ?? 0, "FLOP/s")} of ${prefixed(profile.ceiling_flops_per_second ?? 0, "FLOP/s")}`],
     profile.peak_bytes !== null && [bytes(profile.peak_bytes), "beyond the weights", profile.rss_peak_bytes === null ? "" : `process ${bytes(profile.rss_peak_bytes)}`],
     profile.logits_bytes_avoided !== null && [bytes(profile.logits_bytes_avoided), "of logits never stored", ""],
   ].filter(Boolean);
@@ -31,7 +32,7 @@ function phases({ total, ...named }) {
   const sum = parts.reduce((all, [, value]) => all + value, 0);
   if (total > 1.005 * sum) parts.push(["unaccounted", total - sum]);
   const whole = Math.max(total, sum) || 1;
-  const colour = (i) => PHASE_COLOURS[Math.min(i, PHASE_COLOURS.length - 1)];
+  const colour = (i) => SHADES[Math.min(i, SHADES.length - 1)];
   return html("div", { class: "phases" },
     html("div", { class: "stack", "aria-hidden": "true" }, parts.map(([, value], i) => html("i", { "--c": colour(i), "--share": value / whole }))),
     html("ul", { class: "legend" }, parts.map(([name, value], i) => html("li", { class: "key square", "--c": colour(i) }, html("span", {}, name.replaceAll("_", " ")), html("b", {}, seconds(value)), html("span", { class: "soft" }, percent(value / whole))))));

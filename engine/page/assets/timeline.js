@@ -1,6 +1,6 @@
 // The ticks of a run: a lane for each model, a bar for each network call, as high as the call was full.
 
-const LANE = 46, GAP = 22;
+const LANE = 46, GAP = 30;
 
 function timeline({ ticks, models, max_batch: maxBatch }, colourOf) {
   const used = models.map((model, i) => ({ ...model, i })).filter(({ i }) => ticks.model.includes(i));

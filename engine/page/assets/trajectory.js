@@ -43,7 +43,7 @@ function trajectory(profile, colourOf) {
     const [, lead, core] = NEWLINE.test(piece) ? [null, "", piece] : piece.match(/^(\s*)([^]*)$/);
     const heat = reveal < 0 ? 0 : Math.min(1, -sample.logprobs[i] / HOT);
     return html("span", {
-      class: `token${reveal < 0 ? " given" : ""}${NEWLINE.test(piece) ? " newline" : ""}`, tabindex: -1, role: "button", "data-at": i,
+      class: `token${reveal < 0 ? " given" : ""}${NEWLINE.test(piece) ? " newline" : ""}${piece ? "" : " empty"}`, tabindex: -1, role: "button", "data-at": i,
       "--c": reveal < 0 ? null : colourOf(nameOf(reveal)), "--heat": `${(68 * heat).toFixed(1)}%`,
     }, html("span", { class: "ink" }, lead), html("span", { class: "bar" }, html("span", { class: "ink" }, core)));
   }
@@ -51,7 +51,7 @@ function trajectory(profile, colourOf) {
   function tell(i) {
     if (i === null) return about.replaceChildren(html("span", { class: "hint" }, "Point at a token, or tab to the text and use the arrow keys."));
     const reveal = sample.reveal_step[i], masked = reveal >= done;
-    const word = masked ? "masked" : JSON.stringify(sample.pieces[i]);
+    const word = masked ? "masked" : sample.pieces[i] ? JSON.stringify(sample.pieces[i]) : "a part of the next character";
     if (reveal < 0) return about.replaceChildren(html("b", {}, word), ` position ${i} · given`);
     const p = Math.exp(sample.logprobs[i]);
     const drawn = ` · log-probability ${sample.logprobs[i].toFixed(2)} (${p < 0.001 ? p.toExponential(1) : percent(p)})`;
