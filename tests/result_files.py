@@ -4,6 +4,7 @@ import json
 import time
 from copy import deepcopy
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import unmask
@@ -103,7 +104,7 @@ def _kept(sample, tokenizer):
     texts = [tokenizer.decode(sample.tokens[:stop].tolist()) for stop in range(len(sample.tokens) + 1)]
     # An unfinished character at the end of a prefix belongs to the token that finishes it.
     whole = [text.rstrip("\ufffd") if text != sample.text else text for text in texts]
-    pieces = [after[len(before) :] for before, after in zip(whole, whole[1:], strict=False)]
+    pieces = [after[len(before) :] for before, after in pairwise(whole)]
     assert "".join(pieces) == sample.text
     columns = {key: getattr(sample, key).tolist() for key in ("logprobs", "reveal_step")}
     return {"index": sample.index, "text": sample.text, "pieces": pieces, **columns}

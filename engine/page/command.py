@@ -17,13 +17,13 @@ def report_command(
         list[Path] | None,
         typer.Argument(
             metavar="RUN.json...",
-            help="Result files: of unmask profile, python -m benchmarks run and peers, unmask study search and importance.",
+            help="Results of unmask profile, python -m benchmarks run and peers, unmask study search and importance.",
             show_default=False,
         ),
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="The page.")] = Path("report.html"),
 ) -> None:
-    """Make a page of results: a text while it unmasks, ticks, phases, rooflines, peers and schedules, in one HTML file."""
+    """Make one HTML file of results: texts while they unmask, ticks, phases, rooflines, peers, schedules."""
     if not runs:
         raise ValueError("report needs result files, got none; unmask profile --out run.json writes one")
     _check_out(out, runs)

@@ -6,6 +6,7 @@ import json
 from importlib.resources import files
 from string import Template
 
+STYLES = ("trajectory", "charts", "page")  # the page last: it says what is different on a phone and on paper
 SCRIPTS = (
     "dom",
     "words",
@@ -15,6 +16,7 @@ SCRIPTS = (
     "trajectory",
     "timeline",
     "profile",
+    "roofline",
     "operators",
     "peers",
     "search",
@@ -27,7 +29,7 @@ DIGITS = 6  # of the numbers on the page
 def render(sections: list[dict]) -> str:
     """HTML of what `unmask.page.results.read` gives. Nothing but the style and the scripts of this package can act in
     it: its policy names them by their hash, and forbids every request."""
-    style = _asset("page.css")
+    style = "".join(_asset(f"{name}.css") for name in STYLES)
     script = "\n".join(_asset(f"{name}.js") for name in SCRIPTS)
     script = f'(() => {{\n"use strict";\n{script}}})();\n'
     policy = f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; base-uri 'none'"

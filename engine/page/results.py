@@ -43,7 +43,7 @@ def _read(root: Node) -> dict:
 
 def _kind(root: Node) -> str:
     known = f"{', '.join(list(READERS)[:-1])} or {list(READERS)[-1]}"
-    if "kind" in root.keys():
+    if root.get("kind"):
         kind = root["kind"]
         if kind.value not in list(READERS):
             kind.fail(known)

@@ -31,9 +31,9 @@ def _row(node: Node, models: list[str], num_segments: int) -> dict:
 
 
 def read_importance(root: Node) -> dict:
-    first, *others = models = root["models"].texts(least=1)
+    models = root["models"].texts(least=1)
     bins = root["bins"].items(least=1)
-    measured = {"loss": models, "gap": others, "kl": others}
+    measured = {"loss": models, "gap": models[1:], "kl": models[1:]}
     return {
         "models": models,
         **{key: root[key].whole(1) for key in ("num_windows", "length")},

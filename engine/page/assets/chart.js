@@ -5,30 +5,51 @@ const REACH = 36; // pixels between the pointer and a mark that it means
 // draw(width) gives {picture: svg, marks: [{x, y, lines: [title, ...more]}]}; marks in the order of the arrow keys.
 // across: marks are found by their x alone.
 function chart(label, draw, { across = false } = {}) {
-  const tip = html("div", { class: "tip", role: "status" });
-  const canvas = html("div", { class: "canvas", "aria-hidden": "true" });
-  const frame = html("div", {
-    class: "chart", tabindex: 0, role: "group", "aria-roledescription": "chart", "aria-label": `${label} Arrow keys go from mark to mark.`,
-  }, canvas, tip);
-  let drawn = null, at = -1, width = 0, cursor = null;
+  const tip = html("div.tip", { role: "status" });
+  const canvas = html("div.canvas", { "aria-hidden": "true" });
+  const frame = html(
+    "div.chart",
+    {
+      tabindex: 0,
+      role: "group",
+      "aria-roledescription": "chart",
+      "aria-label": `${label} Arrow keys go from mark to mark.`,
+    },
+    canvas,
+    tip,
+  );
+  let drawn = null,
+    at = -1,
+    width = 0,
+    cursor = null;
 
   const point = (index) => {
     at = index;
     cursor?.remove();
     tip.replaceChildren();
     if (index < 0) return;
-    const { x, y, lines: [title, ...more] } = drawn.marks[index];
-    cursor = svg("g", { class: "cursor" }, across ? svg("path", { d: `M${x} 0V${drawn.height}` }) : svg("circle", { cx: x, cy: y, r: 9 }));
+    const {
+      x,
+      y,
+      lines: [title, ...more],
+    } = drawn.marks[index];
+    cursor = svg(
+      "g.cursor",
+      across ? svg("path", { d: `M${x} 0V${drawn.height}` }) : svg("circle", { cx: x, cy: y, r: 9 }),
+    );
     drawn.picture.append(cursor);
-    tip.append(html("b", {}, title), ...more.map((line) => html("span", {}, line)));
+    tip.append(html("b", title), ...more.map((line) => html("span", line)));
     const room = width - tip.offsetWidth;
     tip.style.left = `${Math.max(0, Math.min(room, x - tip.offsetWidth / 2))}px`;
     tip.style.top = `${across || y < tip.offsetHeight + 20 ? y + 16 : y - tip.offsetHeight - 14}px`;
   };
   const nearest = (event) => {
     const box = canvas.getBoundingClientRect();
-    const left = event.clientX - box.left, top = event.clientY - box.top;
-    const distances = drawn.marks.map(({ x, y }) => (across ? Math.abs(x - left) + 1e-3 * Math.abs(y - top) : Math.hypot(x - left, y - top)));
+    const left = event.clientX - box.left,
+      top = event.clientY - box.top;
+    const distances = drawn.marks.map(({ x, y }) =>
+      across ? Math.abs(x - left) + 1e-3 * Math.abs(y - top) : Math.hypot(x - left, y - top),
+    );
     const best = distances.indexOf(Math.min(...distances));
     return distances[best] < REACH ? best : -1;
   };
@@ -44,7 +65,9 @@ function chart(label, draw, { across = false } = {}) {
   frame.addEventListener("blur", () => point(-1));
   frame.addEventListener("keydown", (event) => {
     const last = drawn.marks.length - 1;
-    const to = { ArrowRight: Math.min(last, at + 1), ArrowLeft: Math.max(0, at - 1), Home: 0, End: last, Escape: -1 }[event.key];
+    const to = { ArrowRight: Math.min(last, at + 1), ArrowLeft: Math.max(0, at - 1), Home: 0, End: last, Escape: -1 }[
+      event.key
+    ];
     if (to === undefined || last < 0) return;
     event.preventDefault();
     point(to);
@@ -58,17 +81,23 @@ const canvasOf = (width, height) => svg("svg", { width, height, viewBox: `0 0 ${
 // Grid lines and labels of both axes, for scales x and y over the box [left, top, right, bottom].
 function axes(x, y, [left, top, right, bottom], { xText, yText, xTitle, yTitle, xCount, yCount = 5 }) {
   const count = xCount ?? Math.max(2, Math.floor((right - left) / 110));
-  return svg("g", { class: "axes" },
-    y.ticks(yCount).map((value) => [
-      svg("path", { d: `M${left} ${y(value)}H${right}` }),
-      svg("text", { x: left - 8, y: y(value) + 4, "text-anchor": "end" }, yText(value)),
-    ]),
-    x.ticks(count).map((value) => [
-      svg("path", { d: `M${x(value)} ${top}V${bottom}`, class: "faint" }),
-      svg("text", { x: x(value), y: bottom + 18, "text-anchor": "middle" }, xText(value)),
-    ]),
+  return svg(
+    "g.axes",
+    y
+      .ticks(yCount)
+      .map((value) => [
+        svg("path", { d: `M${left} ${y(value)}H${right}` }),
+        svg("text", { x: left - 8, y: y(value) + 4, "text-anchor": "end" }, yText(value)),
+      ]),
+    x
+      .ticks(count)
+      .map((value) => [
+        svg("path", { d: `M${x(value)} ${top}V${bottom}`, class: "faint" }),
+        svg("text", { x: x(value), y: bottom + 18, "text-anchor": "middle" }, xText(value)),
+      ]),
     svg("text", { x: right, y: bottom + 38, "text-anchor": "end", class: "title" }, xTitle),
-    svg("text", { x: 0, y: 12, class: "title" }, yTitle));
+    svg("text", { x: 0, y: 12, class: "title" }, yTitle),
+  );
 }
 
 // Shapes that differ without their colour, around (x, y).
@@ -82,4 +111,10 @@ const SHAPES = [
 ];
 
 const shape = (index, x, y, colour, attributes = {}) =>
-  svg("path", { class: `shape shape-${index % SHAPES.length}`, d: SHAPES[index % SHAPES.length](5), transform: `translate(${x} ${y})`, "--c": colour, ...attributes });
+  svg("path", {
+    class: `shape shape-${index % SHAPES.length}`,
+    d: SHAPES[index % SHAPES.length](5),
+    transform: `translate(${x} ${y})`,
+    "--c": colour,
+    ...attributes,
+  });

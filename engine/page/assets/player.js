@@ -11,12 +11,26 @@ const ICONS = {
 
 // onstep(k) hears of every change: k steps are done, from 0 to numSteps. Gives the elements and go(k).
 function player(numSteps, onstep) {
-  let done = 0, speed = 1, playing = null, began = 0, from = 0;
+  let done = 0,
+    speed = 1,
+    playing = null,
+    began = 0,
+    from = 0;
   const icon = (name) => svg("svg", { viewBox: "0 0 24 24", "aria-hidden": "true" }, svg("path", { d: ICONS[name] }));
-  const button = (name, label, act) => html("button", { type: "button", "aria-label": label, title: label, onclick: act }, icon(name));
+  const button = (name, label, act) =>
+    html("button", { type: "button", "aria-label": label, title: label, onclick: act }, icon(name));
   const slider = html("input", {
-    type: "range", min: 0, max: numSteps, step: 1, value: 0, class: "slider", "aria-label": "Steps done",
-    oninput: () => { stop(); go(Number(slider.value)); },
+    type: "range",
+    min: 0,
+    max: numSteps,
+    step: 1,
+    value: 0,
+    class: "slider",
+    "aria-label": "Steps done",
+    oninput: () => {
+      stop();
+      go(Number(slider.value));
+    },
   });
   const play = button("play", "Play", () => (playing ? stop() : start()));
   play.classList.add("play");
@@ -50,21 +64,45 @@ function player(numSteps, onstep) {
     if (done === numSteps) return stop();
     playing = requestAnimationFrame(frame);
   }
-  const by = (steps) => { stop(); go(done + steps); };
+  const by = (steps) => {
+    stop();
+    go(done + steps);
+  };
   const onkeydown = (event) => {
     if (event.altKey || event.ctrlKey || event.metaKey || event.target.matches("select, [type=radio]")) return;
     const size = event.shiftKey ? 10 : 1;
-    const acts = { ArrowRight: () => by(size), ArrowLeft: () => by(-size), Home: () => by(-numSteps), End: () => by(numSteps) };
+    const acts = {
+      ArrowRight: () => by(size),
+      ArrowLeft: () => by(-size),
+      Home: () => by(-numSteps),
+      End: () => by(numSteps),
+    };
     if (event.key === " " && event.target.tagName !== "BUTTON") acts[" "] = () => play.click();
     if (!acts[event.key]) return;
     event.preventDefault();
     acts[event.key]();
   };
-  const buttons = html("div", { class: "buttons", role: "group", "aria-label": "Playback" },
-    button("start", "To the start", () => by(-numSteps)), button("back", "One step back", () => by(-1)), play,
-    button("forward", "One step on", () => by(1)));
-  const speeds = choice("Speed", [["0.25", "¼ ×"], ["0.5", "½ ×"], ["1", "1 ×"], ["2", "2 ×"], ["4", "4 ×"]], "1", (value) => {
-    [speed, began, from] = [Number(value), performance.now(), done];
-  });
+  const buttons = html(
+    "div.buttons",
+    { role: "group", "aria-label": "Playback" },
+    button("start", "To the start", () => by(-numSteps)),
+    button("back", "One step back", () => by(-1)),
+    play,
+    button("forward", "One step on", () => by(1)),
+  );
+  const speeds = choice(
+    "Speed",
+    [
+      ["0.25", "¼ ×"],
+      ["0.5", "½ ×"],
+      ["1", "1 ×"],
+      ["2", "2 ×"],
+      ["4", "4 ×"],
+    ],
+    "1",
+    (value) => {
+      [speed, began, from] = [Number(value), performance.now(), done];
+    },
+  );
   return { slider, buttons, speeds, onkeydown, go };
 }

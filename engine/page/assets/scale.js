@@ -23,14 +23,17 @@ function logarithmic([low, high], range) {
     const factors = decades < 2 ? [1, 2, 5] : [1];
     const first = Math.floor(Math.log10(low));
     const powers = Array.from({ length: Math.ceil(decades) + 2 }, (_, i) => first + i).filter((p) => p % every === 0);
-    return powers.flatMap((power) => factors.map((factor) => factor * 10 ** power)).filter((t) => t >= low && t <= high);
+    return powers
+      .flatMap((power) => factors.map((factor) => factor * 10 ** power))
+      .filter((t) => t >= low && t <= high);
   };
   return scale;
 }
 
 // The span of some values with a share of it added at both ends.
 function widened(values, share = 0.06) {
-  const low = Math.min(...values), high = Math.max(...values);
+  const low = Math.min(...values),
+    high = Math.max(...values);
   const more = (high - low || Math.abs(high) || 1) * share;
   return [low - more, high + more];
 }

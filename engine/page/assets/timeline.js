@@ -1,6 +1,7 @@
 // The ticks of a run: a lane for each model, a bar for each network call, as high as the call was full.
 
-const LANE = 46, GAP = 30;
+const LANE = 46,
+  GAP = 30;
 
 function timeline({ ticks, models, max_batch: maxBatch }, colourOf) {
   const used = models.map((model, i) => ({ ...model, i })).filter(({ i }) => ticks.model.includes(i));
@@ -13,21 +14,39 @@ function timeline({ ticks, models, max_batch: maxBatch }, colourOf) {
     const bottom = (model) => (lane.get(model) + 1) * (LANE + GAP);
     const picture = canvasOf(width, height);
     const marks = ticks.model.map((model, i) => ({
-      x: (x(ticks.start[i]) + x(ticks.end[i])) / 2, y: bottom(model) - LANE, lines: tell(i),
+      x: (x(ticks.start[i]) + x(ticks.end[i])) / 2,
+      y: bottom(model) - LANE,
+      lines: tell(i),
     }));
-    picture.append(svg("g", { class: "axes" }, x.ticks(Math.max(2, Math.floor(width / 130))).map((value) =>
-      [svg("path", { class: "faint", d: `M${x(value)} ${GAP}V${height - 26}` }), label(x(value), height - 8, seconds(value), width)])));
+    picture.append(
+      svg(
+        "g.axes",
+        x
+          .ticks(Math.max(2, Math.floor(width / 130)))
+          .map((value) => [
+            svg("path.faint", { d: `M${x(value)} ${GAP}V${height - 26}` }),
+            label(x(value), height - 8, seconds(value), width),
+          ]),
+      ),
+    );
     for (const { i, name } of used) {
       const mine = ticks.model.map((model, at) => (model === i ? at : -1)).filter((at) => at >= 0);
       const full = mine.reduce((sum, at) => sum + ticks.num_sequences[at], 0) / (mine.length * maxBatch);
       const bars = mine.map((at) => {
-        const left = x(ticks.start[at]), wide = Math.max(0.4, (x(ticks.end[at]) - left) * 0.92);
+        const left = x(ticks.start[at]),
+          wide = Math.max(0.4, (x(ticks.end[at]) - left) * 0.92);
         return `M${left} ${bottom(i)}v${(-LANE * ticks.num_sequences[at]) / maxBatch}h${wide}V${bottom(i)}z`;
       });
       picture.append(
-        svg("rect", { class: "lane", y: bottom(i) - LANE, width, height: LANE }),
-        svg("path", { class: "fill", d: bars.join(""), "--c": colourOf(name) }),
-        svg("text", { x: 0, y: bottom(i) - LANE - 6, class: "name" }, name, svg("tspan", { class: "soft", dx: 8 }, `${percent(full, 0)} full`)));
+        svg("rect.lane", { y: bottom(i) - LANE, width, height: LANE }),
+        svg("path.fill", { d: bars.join(""), "--c": colourOf(name) }),
+        svg(
+          "text",
+          { x: 0, y: bottom(i) - LANE - 6, class: "name" },
+          name,
+          svg("tspan.soft", { dx: 8 }, `${percent(full, 0)} full`),
+        ),
+      );
     }
     return { picture, marks, height: height - 26 };
   }

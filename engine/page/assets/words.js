@@ -1,6 +1,12 @@
 // Numbers and units as text.
 
-const PREFIXES = [[1e15, "P"], [1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]];
+const PREFIXES = [
+  [1e15, "P"],
+  [1e12, "T"],
+  [1e9, "G"],
+  [1e6, "M"],
+  [1e3, "k"],
+];
 
 const plain = (value, digits = 3) => String(Number(value.toPrecision(digits)));
 const grouped = (value) => Math.round(value).toLocaleString("en-GB");
@@ -19,7 +25,12 @@ function bytes(value) {
 
 function seconds(value) {
   if (value === 0) return "0 s";
-  const [size, unit] = [[1, "s"], [1e-3, "ms"], [1e-6, "µs"], [1e-9, "ns"]].find(([size]) => value >= size) ?? [1e-9, "ns"];
+  const [size, unit] = [
+    [1, "s"],
+    [1e-3, "ms"],
+    [1e-6, "µs"],
+    [1e-9, "ns"],
+  ].find(([size]) => value >= size) ?? [1e-9, "ns"];
   return `${plain(value / size)} ${unit}`;
 }
 
