@@ -45,8 +45,8 @@ function chart(label, draw, { across = false } = {}) {
   };
   const nearest = (event) => {
     const box = canvas.getBoundingClientRect();
-    const left = event.clientX - box.left,
-      top = event.clientY - box.top;
+    const left = event.clientX - box.left;
+    const top = event.clientY - box.top;
     const distances = drawn.marks.map(({ x, y }) =>
       across ? Math.abs(x - left) + 1e-3 * Math.abs(y - top) : Math.hypot(x - left, y - top),
     );
@@ -110,11 +110,8 @@ const SHAPES = [
   (r) => `M${-r} ${-r}L${r} ${r}M${r} ${-r}L${-r} ${r}`,
 ];
 
-const shape = (index, x, y, colour, attributes = {}) =>
-  svg("path", {
-    class: `shape shape-${index % SHAPES.length}`,
-    d: SHAPES[index % SHAPES.length](5),
-    transform: `translate(${x} ${y})`,
-    "--c": colour,
-    ...attributes,
-  });
+function shape(index, x, y, colour, kinds = "") {
+  const number = index % SHAPES.length;
+  const place = { d: SHAPES[number](5), transform: `translate(${x} ${y})`, "--c": colour };
+  return svg(`path.shape.shape-${number}${kinds}`, place);
+}

@@ -42,8 +42,8 @@ function importanceSection({ models, rates, loss, gap, kl, num_windows: windows,
 
 function curves(label, rates, lines) {
   return chart(label, (width) => {
-    const height = 300,
-      box = [46, 26, width - 12, height - 44];
+    const height = 300;
+    const box = [46, 26, width - 12, height - 44];
     const x = linear([1, 0], [box[0], box[2]]);
     x.ticks = () => [1, 0.75, 0.5, 0.25, 0];
     const y = linear(widened([...lines.flatMap(({ values }) => values.flat()), 0], 0.03), [box[3], box[1]]);

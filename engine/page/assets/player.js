@@ -11,11 +11,7 @@ const ICONS = {
 
 // onstep(k) hears of every change: k steps are done, from 0 to numSteps. Gives the elements and go(k).
 function player(numSteps, onstep) {
-  let done = 0,
-    speed = 1,
-    playing = null,
-    began = 0,
-    from = 0;
+  let [done, speed, playing, began, from] = [0, 1, null, 0, 0];
   const icon = (name) => svg("svg", { viewBox: "0 0 24 24", "aria-hidden": "true" }, svg("path", { d: ICONS[name] }));
   const button = (name, label, act) =>
     html("button", { type: "button", "aria-label": label, title: label, onclick: act }, icon(name));

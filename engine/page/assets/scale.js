@@ -32,8 +32,8 @@ function logarithmic([low, high], range) {
 
 // The span of some values with a share of it added at both ends.
 function widened(values, share = 0.06) {
-  const low = Math.min(...values),
-    high = Math.max(...values);
+  const low = Math.min(...values);
+  const high = Math.max(...values);
   const more = (high - low || Math.abs(high) || 1) * share;
   return [low - more, high + more];
 }

@@ -55,19 +55,25 @@ function placements(rows, first, colourOf, title, neutral) {
         shapes.length ? html("span.shape-name", shapes.join(", ")) : null,
       ),
       html("td", interval(measure, neutral, at)),
+      html("td.amount.number", inDigits(measure)),
       html("td.number", percent(saved)),
     );
-  const head = headings(["#", "start → end of a text", [title, scale], "FLOPs saved"], [0, 0, 0, 1]);
+  const head = headings(
+    ["#", "start → end of a text", [title, scale], "and its interval", "FLOPs saved"],
+    [0, 0, 0, 1, 1],
+  );
   const table = html("table.placements", head, html("tbody", rows.map(line)));
   return html("div.scroll", { tabindex: 0, role: "region", "aria-label": "Placements" }, table);
 }
 
+function inDigits(measure) {
+  const [value, low, high] = measure.map((one) => one.toFixed(3));
+  return [`${value} `, soft(`${low}–${high}`)];
+}
+
 function interval([value, low, high], neutral, at) {
   const ends = { "--neutral": at(neutral), "--value": at(value), "--low": at(low), "--high": at(high) };
-  return [
-    html("div.interval", ends, html("i.rule"), html("i.span"), html("i.dot")),
-    html("span.amount", `${value.toFixed(3)} `, soft(`${low.toFixed(3)}–${high.toFixed(3)}`)),
-  ];
+  return html("div.interval", ends, html("i.rule"), html("i.span"), html("i.dot"));
 }
 
 function frontier(rows, title, neutral) {

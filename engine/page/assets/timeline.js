@@ -1,7 +1,7 @@
 // The ticks of a run: a lane for each model, a bar for each network call, as high as the call was full.
 
-const LANE = 46,
-  GAP = 30;
+const LANE = 46;
+const GAP = 30;
 
 function timeline({ ticks, models, max_batch: maxBatch }, colourOf) {
   const used = models.map((model, i) => ({ ...model, i })).filter(({ i }) => ticks.model.includes(i));
@@ -33,8 +33,8 @@ function timeline({ ticks, models, max_batch: maxBatch }, colourOf) {
       const mine = ticks.model.map((model, at) => (model === i ? at : -1)).filter((at) => at >= 0);
       const full = mine.reduce((sum, at) => sum + ticks.num_sequences[at], 0) / (mine.length * maxBatch);
       const bars = mine.map((at) => {
-        const left = x(ticks.start[at]),
-          wide = Math.max(0.4, (x(ticks.end[at]) - left) * 0.92);
+        const left = x(ticks.start[at]);
+        const wide = Math.max(0.4, (x(ticks.end[at]) - left) * 0.92);
         return `M${left} ${bottom(i)}v${(-LANE * ticks.num_sequences[at]) / maxBatch}h${wide}V${bottom(i)}z`;
       });
       picture.append(
