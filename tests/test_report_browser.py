@@ -165,10 +165,8 @@ def test_a_token_tells_its_step_model_and_probability(visit, profile):
     scrub(page, 16)
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("ArrowRight")
-    assert (
-        f"position {last} · step {step + 1} · {model} · log-probability {sample['logprobs'][last]:.2f}"
-        in about.inner_text()
-    )
+    logprob = f"{sample['logprobs'][last]:.2f}".replace("-", "−")
+    assert f" position {last} · step {step + 1} · {model} · log-probability {logprob} (" in about.inner_text()
     page.locator(".token").first.hover()
     assert about.inner_text().endswith("position 0 · given")
 

@@ -1,11 +1,13 @@
 """`unmask report`: what it makes of result files, and what it refuses. The page at work: test_report_browser.py."""
 
 import base64
+import errno
 import hashlib
 import json
 import sys
 from copy import deepcopy
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -239,5 +241,22 @@ def test_errors_leave_the_page_that_stood_there(files, report, tmp_path):
         status, told, error = report(*arguments)
         assert (status, told) == (2, "")
         assert error.startswith(f"unmask: error: {message}") and error.count("\n") == 1
+    assert sorted(tmp_path.iterdir()) == before
+    assert out.read_text() == "as it was"
+
+
+def test_a_full_disk_leaves_the_page_that_stood_there(files, report, tmp_path, monkeypatch):
+    (run,) = files(run=result_files.peers())
+    out = tmp_path / "page.html"
+    out.write_text("as it was")
+    before = sorted(tmp_path.iterdir())
+
+    def write_half(path, text, encoding):
+        path.write_bytes(text[: len(text) // 2].encode(encoding))
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", write_half)
+    status, _, error = report(run, "-o", out)
+    assert (status, error) == (2, f"unmask: error: out {str(out)!r} could not be written: No space left on device\n")
     assert sorted(tmp_path.iterdir()) == before
     assert out.read_text() == "as it was"

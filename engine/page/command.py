@@ -28,7 +28,10 @@ def report_command(
         raise ValueError("report needs result files, got none; unmask profile --out run.json writes one")
     _check_out(out, runs)
     page = render(read(runs))
-    replace_whole(out, lambda file: file.write_text(page, encoding="utf-8"))
+    try:
+        replace_whole(out, lambda file: file.write_text(page, encoding="utf-8"))
+    except OSError as error:
+        raise OSError(f"out {str(out)!r} could not be written: {error.strerror}") from error
     print(f"{out}: {len(runs)} result file{'s' * (len(runs) > 1)}, {len(page.encode()) / 1000:.0f} kB")
 
 

@@ -120,10 +120,8 @@ function described(sample, i, done, nameOf) {
   if (reveal < 0) return [word, `${place} · given`];
   const logprob = sample.logprobs[i];
   const chance = Math.exp(logprob) < 0.001 ? Math.exp(logprob).toExponential(1) : percent(Math.exp(logprob));
-  return [
-    word,
-    `${place} · step ${reveal + 1} · ${nameOf(reveal)} · log-probability ${logprob.toFixed(2)} (${chance})`,
-  ];
+  const drawn = `log-probability ${logprob.toFixed(2).replace("-", "−")} (${chance})`;
+  return [word, `${place} · step ${reveal + 1} · ${nameOf(reveal)} · ${drawn}`];
 }
 
 // Arrow keys go from token to token; one of them at a time is reached by tab.
