@@ -162,7 +162,8 @@ def test_a_token_tells_its_step_model_and_probability(visit, profile):
     assert about.inner_text().endswith("position 0 · given")
     page.keyboard.press("End")
     assert about.inner_text() == f"masked position {last} · planned for step {step + 1} · {model}"
-    scrub(page, 16)
+    page.keyboard.press("Enter")
+    assert page.evaluate(SHOWN) == shown_after(sample, step + 1)
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("ArrowRight")
     logprob = f"{sample['logprobs'][last]:.2f}".replace("-", "−")

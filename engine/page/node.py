@@ -2,12 +2,14 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
+
+Read = TypeVar("Read")
 
 SHOWN = 60  # characters of a wrong value in an error
-LARGEST = 1e300  # number; a page computes with doubles
+LARGEST = 1e300  # that a page computes with
 
 
 class Node:
@@ -38,9 +40,9 @@ class Node:
             raise ValueError(f"{self.file}: {self._below(key)} is missing")
         return Node(self.value[key], self.file, self._below(key))
 
-    def get(self, key: str) -> "Node | None":
-        """None where the key is missing or its value is null."""
-        return None if self.keys().get(key) is None else self[key]
+    def get(self, key: str, read: Callable[["Node"], Read]) -> Read | None:
+        """What `read` makes of the value; None where the key is missing or its value is null."""
+        return None if self.keys().get(key) is None else read(self[key])
 
     def keys(self) -> dict[str, Any]:
         return self._of(dict, "an object")
@@ -60,9 +62,14 @@ class Node:
     def flag(self) -> bool:
         return self._of(bool, "true or false")
 
-    def number(self, least: float = -math.inf) -> float:
-        if not _is_number(self.value) or self.value < least:
-            self.fail("a number" if least == -math.inf else f"a number from {least:g} on")
+    def number(self) -> float:
+        if not _is_number(self.value):
+            self.fail("a number")
+        return self.value
+
+    def amount(self) -> float:
+        if not _is_number(self.value) or self.value < 0:
+            self.fail("a number from 0 on")
         return self.value
 
     def positive(self) -> float:
@@ -70,10 +77,9 @@ class Node:
             self.fail("a positive number")
         return self.value
 
-    def whole(self, least: int = 0, most: int | None = None) -> int:
-        span = f"a whole number from {least} " + ("on" if most is None else f"to {most}")
-        if not _is_whole(self.value) or self.value < least or (most is not None and self.value > most):
-            self.fail(span)
+    def whole(self, least: int = 0) -> int:
+        if not _is_whole(self.value) or self.value < least:
+            self.fail(f"a whole number from {least} on")
         return self.value
 
     def texts(self, least: int = 0) -> list[str]:
@@ -87,7 +93,7 @@ class Node:
         """A column of `count` whole numbers from `least` to `most`."""
         return self._column(count, "integers", least, most, _is_whole)
 
-    def _column(self, count: int, what: str, least: float, most: float, right) -> list:
+    def _column(self, count: int, what: str, least: float, most: float, right: Callable[[Any], bool]) -> list:
         if not isinstance(self.value, list) or len(self.value) != count or not all(map(right, self.value)):
             self.fail(f"a list of {count} {what}")
         wrong = next((i for i, value in enumerate(self.value) if not least <= value <= most), None)

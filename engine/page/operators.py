@@ -17,17 +17,15 @@ def read(root: Node) -> dict:
 def _row(node: Node) -> dict:
     if node["role"].value not in ROLES:
         node["role"].fail(f"one of {', '.join(ROLES)}")
-    passed, note, law = (node.get(key) for key in ("law_passed", "note", "law"))
     timings = node["timings"]
     return {
         **{key: node[key].text() for key in ("operator", "case", "implementation", "role", "device", "dtype")},
-        "num_bytes": node["num_bytes"].number(0),
-        "flops": node["flops"].number(0),
-        "timings": {clock: _timing(found) if (found := timings.get(clock)) else None for clock in CLOCKS},
-        **{key: (found := node.get(key)) and found.number(0) for key in SHARES},
-        "law": law and law.text(),
-        "law_passed": passed and passed.flag(),
-        "note": note and note.text(),
+        "num_bytes": node["num_bytes"].amount(),
+        "flops": node["flops"].amount(),
+        "timings": {clock: timings.get(clock, _timing) for clock in CLOCKS},
+        **{key: node.get(key, Node.amount) for key in SHARES},
+        **{key: node.get(key, Node.text) for key in ("law", "note")},
+        "law_passed": node.get("law_passed", Node.flag),
     }
 
 
@@ -39,5 +37,5 @@ def _ceiling(node: Node) -> dict:
     """A machine whose ceiling of one sort was not measured has null there."""
     return {
         **{key: node[key].text() for key in ("device", "dtype")},
-        **{key: (found := node.get(key)) and found.number(0) for key in ("bandwidth", "product")},
+        **{key: node.get(key, Node.amount) for key in ("bandwidth", "product")},
     }

@@ -14,12 +14,12 @@ def read(root: Node) -> dict:
     return {
         "request": {key: one.value for key, one in root["request"].children() if one.value is not None},
         "models": models,
-        "phases": _phases(root["phases"]),
+        "phases": {**_amounts(root["phases"]), "total": root["phases"]["total"].amount()},
         "model_seconds": _model_seconds(root["model_seconds"], models),
         "max_batch": root["max_batch"].whole(1),
         "ticks": _ticks(root["ticks"], len(models), root["max_batch"].whole(1)),
-        "nfe": _nfe(root["nfe"]),
-        **{key: (found := root.get(key)) and found.number(0) for key in (*RATES, *BYTES)},
+        "nfe": _amounts(root["nfe"]),
+        **{key: root.get(key, Node.amount) for key in (*RATES, *BYTES)},
         "num_steps": num_steps,
         "step_models": steps["models"].wholes(num_steps, 0, len(models) - 1),
         "samples": [_sample(one, num_steps) for one in root["samples"].items()],
@@ -31,23 +31,19 @@ def _model(node: Node) -> dict:
     return {"name": node["name"].text(), **sizes}
 
 
-def _phases(node: Node) -> dict[str, float]:
-    node["total"]
-    return {name: one.number(0) for name, one in node.children()}
-
-
 def _model_seconds(node: Node, models: list[dict]) -> list[dict]:
     """In the order of `models`."""
     found = []
     for model in models:
         one = node[model["name"]]
-        blocks = [block.number(0) for block in one["blocks"].items()] if one.get("blocks") else []
-        found.append({"body": one["body"].number(0), "head": one["head"].number(0), "blocks": blocks})
+        blocks = one.get("blocks", Node.items) or []
+        seconds = {key: one[key].amount() for key in ("body", "head")}
+        found.append({**seconds, "blocks": [block.amount() for block in blocks]})
     return found
 
 
-def _nfe(node: Node) -> dict[str, float]:
-    return {name: one.number(0) for name, one in node.children()}
+def _amounts(node: Node) -> dict[str, float]:
+    return {name: one.amount() for name, one in node.children()}
 
 
 def _ticks(node: Node, num_models: int, max_batch: int) -> dict[str, list]:
@@ -78,7 +74,7 @@ def _merged(ticks: list[tuple], size: int) -> list[tuple]:
 def _sample(node: Node, num_steps: int) -> dict:
     """A sample of a model without a tokenizer has no text, and no pieces."""
     index = node["index"].whole()
-    if node.get("text") is None:
+    if node["text"].value is None:
         return {"index": index, "pieces": None}
     pieces = node["pieces"].texts()
     if "".join(pieces) != node["text"].text():

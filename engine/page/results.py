@@ -28,14 +28,12 @@ def read(paths: Sequence[Path]) -> list[dict]:
 
 def _read(root: Node) -> dict:
     kind = _kind(root)
-    schema = root.get("schema")
-    if schema is not None and schema.whole() != SCHEMA:
-        schema.fail(str(SCHEMA))
-    partial = root.get("partial")
+    if root.get("schema", Node.whole) not in (None, SCHEMA):
+        root["schema"].fail(str(SCHEMA))
     return {
         "kind": kind,
         "file": root.file,
-        "partial": partial is not None and partial.flag(),
+        "partial": bool(root.get("partial", Node.flag)),
         "about": _about(root),
         **READERS[kind](root),
     }
@@ -43,8 +41,8 @@ def _read(root: Node) -> dict:
 
 def _kind(root: Node) -> str:
     known = f"{', '.join(list(READERS)[:-1])} or {list(READERS)[-1]}"
-    if root.get("kind"):
-        kind = root["kind"]
+    kind = root.get("kind", lambda node: node)
+    if kind is not None:
         if kind.value not in list(READERS):
             kind.fail(known)
         return kind.text()
@@ -56,14 +54,11 @@ def _kind(root: Node) -> str:
 
 def _about(root: Node) -> dict:
     """Where and with what it was measured, as far as the file tells."""
-    machine, versions, command = root.get("machine"), root.get("versions"), root.get("command")
-    texts = {key: root.get(key) for key in ("commit", "date")}
     return {
-        "command": command and command.texts(),
-        "machine": machine and _plain(machine),
-        "versions": versions and _plain(versions),
-        "notes": [text for key in ("notes", "failures") if (found := root.get(key)) for text in found.texts()],
-        **{key: found and found.text() for key, found in texts.items()},
+        "command": root.get("command", Node.texts),
+        **{key: root.get(key, _plain) for key in ("machine", "versions")},
+        **{key: root.get(key, Node.text) for key in ("commit", "date")},
+        "notes": [text for key in ("notes", "failures") for text in root.get(key, Node.texts) or []],
     }
 
 

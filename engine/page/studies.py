@@ -10,7 +10,7 @@ def read_search(root: Node) -> dict:
         "models": models,
         **{key: root[key].whole(1) for key in ("num_samples", "length")},
         **{key: root[key].text() for key in ("reveal", "measure")},
-        "scorer": (found := root.get("scorer")) and found.text(),
+        "scorer": root.get("scorer", Node.text),
         "rows": [_row(one, models, num_segments) for one in root["rows"].items(least=1)],
     }
 
@@ -19,11 +19,10 @@ def _row(node: Node, models: list[str], num_segments: int) -> dict:
     segments = node["models"].texts()
     if len(segments) != num_segments or not set(segments) <= set(models):
         node["models"].fail(f"a list of {num_segments} out of {', '.join(models)}")
-    rank = node.get("rank")
     return {
         "models": segments,
         "shapes": node["shapes"].texts(),
-        "rank": rank and rank.whole(1),
+        "rank": node.get("rank", lambda one: one.whole(1)),
         "measure": _interval(node["measure"]),
         "on_front": node["on_front"].flag(),
         "saved": node["saved"]["without_head"].number(),
@@ -37,7 +36,7 @@ def read_importance(root: Node) -> dict:
     return {
         "models": models,
         **{key: root[key].whole(1) for key in ("num_windows", "length")},
-        "rates": [(one["low"].number(0) + one["high"].number(0)) / 2 for one in bins],
+        "rates": [(one["low"].amount() + one["high"].amount()) / 2 for one in bins],
         **{key: {name: [_interval(one[key][name]) for one in bins] for name in on} for key, on in measured.items()},
     }
 

@@ -124,8 +124,9 @@ function described(sample, i, done, nameOf) {
   return [word, `${place} · step ${reveal + 1} · ${nameOf(reveal)} · ${drawn}`];
 }
 
-// Arrow keys go from token to token; one of them at a time is reached by tab.
+// Arrow keys go from token to token, enter to the step of one; one of them at a time is reached by tab.
 function roam(event) {
+  if (event.key === "Enter") return event.target.click();
   const tokens = [...event.currentTarget.children];
   const from = tokens.indexOf(event.target);
   const to = { ArrowRight: from + 1, ArrowLeft: from - 1, Home: 0, End: tokens.length - 1 }[event.key];
