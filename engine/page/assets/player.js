@@ -15,13 +15,12 @@ function player(numSteps, onstep) {
   const icon = (name) => svg("svg", { viewBox: "0 0 24 24", "aria-hidden": "true" }, svg("path", { d: ICONS[name] }));
   const button = (name, label, act) =>
     html("button", { type: "button", "aria-label": label, title: label, onclick: act }, icon(name));
-  const slider = html("input", {
+  const slider = html("input.slider", {
     type: "range",
     min: 0,
     max: numSteps,
     step: 1,
     value: 0,
-    class: "slider",
     "aria-label": "Steps done",
     oninput: () => {
       stop();
