@@ -1,15 +1,19 @@
 PYTHON ?= python3
 BIN := .venv/bin
+comma := ,
 SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/* csrc/cuda/*)
 
 .PHONY: env sample test bench tables gpu-check lint clean
 
 env: .venv/ready
 
+# The page of `unmask report` is tested in Chromium where there is one.
+EXTRAS := test,lint$(if $(shell command -v chromium chromium-browser google-chrome),$(comma)browser)
+
 # The package is installed in place; only the compiled extension and the dependencies need another installation.
 .venv/ready: pyproject.toml setup.py $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test,lint]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]'
 	touch $@
 
 sample: env

@@ -13,6 +13,7 @@ from unmask.choose import Categorical
 from unmask.info import collect
 from unmask.measure import calibrate
 from unmask.options import AsJson, Device, Dtype, Model, Temperature, Threads, TokenizerFile, set_threads
+from unmask.page import command as report
 from unmask.profile import command as profile
 from unmask.progress import Progress, Unmasking
 from unmask.request import (
@@ -123,6 +124,7 @@ def plan(
 
 
 app.command(name="profile", epilog=profile.EXAMPLE)(profile.profile_command)
+app.command(name="report", epilog=report.EXAMPLE)(report.report_command)
 
 
 @app.command(epilog="Example:  unmask info --json")

@@ -1,0 +1,1 @@
+"""A page of result files: one self-contained HTML file that needs no network."""
