@@ -33,7 +33,7 @@ bench: env
 tables: env
 	$(BIN)/python -m benchmarks.tables
 
-# For a machine with an NVIDIA GPU, with the packages that its Python has: build, tests, benchmarks, in under ten minutes.
+# For a machine with an NVIDIA GPU, with the packages that its Python has: build, tests, benchmarks, in under nine minutes.
 gpu-check:
 	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m benchmarks.gpu_check
 

@@ -1,6 +1,6 @@
-"""Everything that needs a GPU, in one command of less than ten minutes: build, tests, benchmarks.
+"""Everything that needs a GPU, in one command of less than nine minutes: build, tests, benchmarks.
 
-    make gpu-check        # or: python3 -m benchmarks.gpu_check
+    make gpu-check        # or: python3 -m benchmarks.gpu_check; MDLM, BD3LMS, LLADA, DREAM: copies of other samplers
 
 Takes the packages that are there and fetches none. A stage that fails does not stop the others: how each went stands in
 summary.json, what it printed in gpu-check.log, the times in a folder for each shape, all in $OUT or ./gpu-check.
@@ -28,9 +28,11 @@ BUILDS = {  # the most that can be built, in seconds
     "build without CUDA kernels": (120, {"UNMASK_CPU": "1", "UNMASK_CUDA": "0"}),
     "build without compiled kernels": (60, {"UNMASK_CPU": "0", "UNMASK_CUDA": "0"}),
 }
-SECONDS = 570.0  # for everything
-TESTS = 200.0
-STEPS = 90.0
+SECONDS = 530.0  # for everything
+TESTS = 180.0
+STEPS = 70.0
+PEERS = 80.0
+CHECKOUTS = "MDLM", "BD3LMS", "LLADA", "DREAM"  # environment variables that name copies of other samplers
 SHAPES = {"mdlm-small": 1 / 3, "llada-8b": 1 / 2, "dream-7b": 1.0}  # share that each may take of the time left
 ROWS = "1,8,64,256,1024,8192"
 _TAIL = 20  # lines of a failed stage that the terminal shows
@@ -119,7 +121,7 @@ def obstacle() -> str | None:
 def tests() -> list[str]:
     """Files of the operators' tests, and pytest's options for the plugins that are there."""
     operators = [path.parent.name for path in (ROOT / "kernels").glob("*/reference.py")]
-    words = (*operators, "noise", "kernel", "triton", "cuda", "benchmark", "graphs", "tables", "dit")
+    words = (*operators, "noise", "kernel", "triton", "cuda", "benchmark", "graphs", "tables", "dit", "profile")
     files = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "tests").glob("test_*.py"))]
     options = ["-q", "-W", "default", "-p", "no:cacheprovider"]  # other versions of packages may warn
     options += ["-n", "4"] if find_spec("xdist") else []
@@ -136,6 +138,7 @@ def main() -> int:
     check.stage("info", [sys.executable, "-c", "import unmask.cli; unmask.cli.main()", "info"], 60)
     check.stage("tests", [sys.executable, "-m", "pytest", *tests()], TESTS)
     check.stage("benchmark step", step(check.out), STEPS)
+    check.stage("benchmark peers", peers(check.out), PEERS)
     for shape, share in SHAPES.items():
         limit = check.left * share - 5
         check.stage(f"benchmark {shape}", operators(check.out / shape, shape, limit - 20), limit)
@@ -157,6 +160,14 @@ def step(out: Path) -> list[str]:
     return [*command, "--mdlm", str(Path(checkout).resolve())] if checkout else command
 
 
+def peers(out: Path) -> list[str]:
+    """Whole runs beside torch.compile, and beside the samplers whose copies are named."""
+    command = [sys.executable, "-m", "benchmarks", "peers", "--device", "cuda", "--rounds", "3"]
+    command += ["--budget", f"{PEERS - 50:.0f}", "--out", str(out / "peers.json")]
+    paths = {name: os.environ.get(name) for name in CHECKOUTS}
+    return command + [f"--{name.lower()}={Path(path).resolve()}" for name, path in paths.items() if path]
+
+
 def summary(check: Check) -> None:
     """Short tables at the very end: of a step, then the fastest implementation of each operator at each size beside the
     floor and the fastest peer."""
@@ -166,6 +177,11 @@ def summary(check: Check) -> None:
         if row["case"] == "step":
             figures = (1e3 * (one or 0) for one in (row["roofline"], row["predicted"], row["timing"]["median"]))
             tell(f"  {row['batch']:>6}  {row['variant']:<10}" + "".join(f"{figure:>12,.2f}" for figure in figures))
+    path = check.out / "peers.json"
+    tell("whole runs: workload, sampler, seconds, × ours")
+    for row in json.loads(path.read_text())["rows"] if path.exists() else []:
+        ratio = f"{row['ratio']:>12,.2f}" if row["ratio"] else ""
+        tell(f"  {row['workload']:<12}{row['peer']:<28}{row['seconds']['median']:>12,.2f}{ratio}")
     for shape in SHAPES:
         path = check.out / shape / "operators.json"
         rows = json.loads(path.read_text())["rows"] if path.exists() else []

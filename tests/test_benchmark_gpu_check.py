@@ -9,6 +9,7 @@ import torch
 from measured import CEILINGS, row
 
 from benchmarks import gpu_check, selection, step, step_report
+from benchmarks.end_to_end import CHECKOUTS
 from benchmarks.models import SHAPES
 from benchmarks.network import Pass
 from benchmarks.operator_report import OperatorReport
@@ -54,8 +55,22 @@ def test_the_stages_take_files_and_shapes_that_exist(tmp_path, capsys, monkeypat
     steps = StepRow("step", "unmask", "implementation", "cpu", "float32", 8, 24, 1000, 4, [Pass("all", 1000, 20_000)])
     steps = replace(steps, timing=Timing(3e-3, 3e-3, 3e-3, 1), roofline=1e-3)
     step_report.StepReport([], {}, rows=[(steps, CEILINGS)]).save(tmp_path / "step.json")
+    ours = {"workload": "sotu-heavy", "peer": "unmask", "seconds": {"median": 0.5}, "ratio": None}
+    peer = ours | {"peer": "mdlm-ddpm", "seconds": {"median": 4.0}, "ratio": 8.0}
+    (tmp_path / "peers.json").write_text(json.dumps({"rows": [ours, peer]}))
     gpu_check.summary(check)
     told = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert told[1][2:] == ["1.00", "0.00", "3.00"]
-    assert told[3][:5] == ["sample_head", "whole", "bundled", "R=2", "ours"]
-    assert [float(word) for word in told[3][5:]] == [2.0, 4.0, 12.0]
+    assert told[3:5] == [["sotu-heavy", "unmask", "0.50"], ["sotu-heavy", "mdlm-ddpm", "4.00", "8.00"]]
+    assert told[6][:5] == ["sample_head", "whole", "bundled", "R=2", "ours"]
+    assert [float(word) for word in told[6][5:]] == [2.0, 4.0, 12.0]
+
+
+def test_copies_of_other_samplers_are_handed_on(tmp_path, monkeypatch):
+    for name in gpu_check.CHECKOUTS:
+        monkeypatch.delenv(name, raising=False)
+    plain = gpu_check.peers(tmp_path)
+    monkeypatch.setenv("LLADA", str(tmp_path / "llada"))
+    assert gpu_check.peers(tmp_path) == [*plain, f"--llada={tmp_path / 'llada'}"]
+    assert {name.lower() for name in gpu_check.CHECKOUTS} == set(CHECKOUTS)
+    assert plain[3] == "peers" and plain[plain.index("--out") + 1] == str(tmp_path / "peers.json")
