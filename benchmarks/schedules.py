@@ -30,7 +30,7 @@ from unmask.options import named_sources
 from unmask.reveal import parse
 
 _WIDTH = 140
-DEFAULTS = "heavy", "light:12.5% heavy:75% light:12.5%", "light:25% heavy:50% light:25%", "light"
+DEFAULTS = "heavy", "heavy:75% light:25%", "light:12.5% heavy:75% light:12.5%", "light:25% heavy:50% light:25%", "light"
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,8 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--model", action="append", metavar="NAME=SOURCE", help="a denoiser; default: the bundled pair")
-    add("--schedule", action="append", metavar="SEGMENTS", help=f"once for each; default: {', '.join(DEFAULTS)}")
+    defaults = ", ".join(DEFAULTS).replace("%", "%%")
+    add("--schedule", action="append", metavar="SEGMENTS", help=f"once for each; default: {defaults}")
     add("--num-samples", "-n", type=count, default=16, help="texts of a run (default: 16)")
     add("--length", type=count, default=256, help="tokens of a text (default: 256)")
     add("--reveal", default="ancestral:256", help="default: ancestral:256")

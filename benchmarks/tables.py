@@ -17,6 +17,7 @@ from safetensors import safe_open
 
 from benchmarks.machine import ROOT
 from benchmarks.markdown import markdown
+from benchmarks.scheduling_tables import TABLES as SCHEDULING
 from unmask.files import replace_whole
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -116,6 +117,7 @@ def _two_digits(ratio: float) -> str:
 
 PAGES = {
     ROOT / "README.md": {"step": step_table, "sample_head": head_table, "pair": pair_table},
+    RESULTS / "scheduling" / "README.md": SCHEDULING,
 }
 
 if __name__ == "__main__":

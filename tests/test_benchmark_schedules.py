@@ -57,3 +57,9 @@ def test_one_round_has_no_spread(capsys):
     with pytest.raises(SystemExit):
         schedules.main(["--rounds", "1"])
     assert "--rounds must be at least 2, for a spread, got 1" in capsys.readouterr().err
+
+
+def test_the_help_names_the_schedules(capsys):
+    with pytest.raises(SystemExit) as left:
+        schedules.main(["--help"])
+    assert left.value.code == 0 and "light:12.5% heavy:75% light:12.5%" in " ".join(capsys.readouterr().out.split())
