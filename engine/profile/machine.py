@@ -47,7 +47,9 @@ class MemoryWatch:
 
     def read(self) -> HighWater:
         allocated = torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else None
-        return HighWater(self._before, _resident("VmHWM"), allocated)
+        # Linux counts pages in batches by thread: the two figures may be some pages behind each other.
+        peak = max((each for each in (self._before, _resident("VmHWM")) if each is not None), default=None)
+        return HighWater(self._before, peak, allocated)
 
 
 def _resident(field: str) -> int | None:
