@@ -105,7 +105,7 @@ def _result(name: str) -> dict:
     return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
 
 
-TIMES = "time-cpu-2026-11-21"
+TIMES = "time-cpu-2026-11-22"
 TABLES = {
     "divergence": divergence_table,
     "bound": bound_table,
