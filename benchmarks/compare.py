@@ -121,12 +121,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         (first, before), (second, after) = map(read_rows, options.files)
     except MalformedResult as error:
-        sys.exit(str(error))
+        return _refused(str(error))
     except OSError as error:
-        sys.exit(f"{error.filename}: {error.strerror}")
+        return _refused(f"{error.filename}: {error.strerror}")
     found = compared(*([row for row in rows if row.side == "this"] for rows in (before, after)))
     if not found.matches:
-        sys.exit(f"{' and '.join(map(str, options.files))} have no timed row in common")
+        return _refused(f"{' and '.join(map(str, options.files))} have no timed row in common")
     console = Console()
     console.width = max(console.width, 120)
     if different := differences(first, second):
@@ -137,6 +137,12 @@ def main(arguments: list[str] | None = None) -> int:
     stems = tuple(path.stem for path in options.files)
     show(found, stems if len(set(stems)) == 2 else tuple(map(str, options.files)), console)
     return int(options.fail_on_slow and found.slow)
+
+
+def _refused(why: str) -> int:
+    """Another status than that of a row that is SLOW."""
+    print(why, file=sys.stderr)
+    return 2
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:

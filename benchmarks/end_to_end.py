@@ -25,6 +25,7 @@ from benchmarks.protocol import PROTOCOLS
 from benchmarks.text_law import Laws
 from benchmarks.whole_runs import WholeRuns
 from benchmarks.workloads import WORKLOADS, sized, workload
+from unmask.files import check_file
 
 DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
 CHECKOUTS = {peer.checkout.option: peer.checkout for peer in PEERS.values() if peer.checkout}
@@ -40,15 +41,11 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console(stderr=True)
     console.width = max(console.width, _WIDTH)
     try:
-        report.save(options.out)  # a path that cannot be written is told before anything is measured
-    except OSError as error:
-        sys.exit(f"--out {options.out} cannot be written: {error.strerror or error}")
-    try:
         run(options, device, report, console)
         report.partial = bool(report.failures)
     except KeyboardInterrupt:
         console.print("interrupted")
-    report.save(options.out)
+    report.save(options.out)  # nothing where nothing was measured: what stands there may be worth more
     report.show(console)
     return int(report.partial)
 
@@ -72,7 +69,10 @@ def run(options: argparse.Namespace, device: torch.device, report: EndToEndRepor
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks peers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks peers",
+        usage="python -m benchmarks peers [options], see --help",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("--peer", action="extend", type=names(PEERS), help=f"some of {','.join(PEERS)}; default: all")
@@ -97,6 +97,11 @@ def _checked(options: argparse.Namespace) -> argparse.Namespace:
     """Filled in by the device; ends the program where something given is not there."""
     if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit("--device cuda: torch sees no GPU here")
+    if options.out:
+        try:
+            check_file("out", options.out)
+        except OSError as error:
+            sys.exit(f"--{error}")
     options.paths = {option: getattr(options, option) for option in CHECKOUTS}
     for option, path in options.paths.items():
         if path and (why := CHECKOUTS[option].incomplete(path)):

@@ -85,9 +85,8 @@ class EndToEndReport:
         }
 
     def save(self, path: Path | None) -> None:
-        if path is not None:
+        if path is not None and any(variant.seconds for section in self.sections for variant in section.variants):
             content = json.dumps(self.as_dict(), indent=1, allow_nan=False) + "\n"
-            path.parent.mkdir(parents=True, exist_ok=True)
             replace_whole(path, lambda part: part.write_text(content))
 
     def show(self, console: Console) -> None:

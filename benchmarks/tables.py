@@ -91,6 +91,18 @@ def head_table() -> str:
     )
 
 
+def peers_table() -> str:
+    """Whole runs beside other samplers, each after ours under the policy of its law."""
+    rows = []
+    for one in _rows("peers-cpu-2026-11-22.json"):
+        seconds = one["seconds"]
+        shown = f"{seconds['median']:,.1f} s ({seconds['p20']:,.1f}–{seconds['p80']:,.1f})"
+        ratio = f"**{one['ratio']:.1f} ×** ({one['ratio_low']:.1f}–{one['ratio_high']:.1f})" if one["ratio"] else ""
+        name = f"**{one['peer']}**" if one["role"] == "ours" else one["peer"]
+        rows.append([name, one["reveal"], shown, f"{one['nfe']:.0f}", f"{one['logits_bytes'] / 1e6:,.1f} MB", ratio])
+    return markdown(["", "law of", "seconds", "network calls a text", "logits stored", "time / ours"], rows)
+
+
 def pair_table() -> str:
     """The bundled models, from their configs and what `unmask train` wrote beside them."""
     rows = []
@@ -116,7 +128,12 @@ def _two_digits(ratio: float) -> str:
 
 
 PAGES = {
-    ROOT / "README.md": {"step": step_table, "sample_head": head_table, "pair": pair_table},
+    ROOT / "README.md": {
+        "pair": pair_table,
+        "peers": peers_table,
+        "sample_head": head_table,
+        "step": step_table,
+    },
     RESULTS / "scheduling" / "README.md": SCHEDULING,
 }
 

@@ -33,10 +33,13 @@ class WholeRuns:
     def set_up(self, names: Iterable[str], paths: Mapping[str, Path | None]) -> None:
         """Peers by name, and ours beside them; paths: of their checkouts, by option."""
         for name in names:
-            self.tell(f"{self.name}: setting up {name}, and checking its law")
             peer = PEERS[name]
             path = paths[peer.checkout.option] if peer.checkout else None
-            if why := peer.lacks(self.job, path) or self._set_up(name, peer, path):
+            why = peer.lacks(self.job, path)
+            if not why:
+                self.tell(f"{self.name}: setting up {name}, and checking its law")
+                why = self._set_up(name, peer, path)
+            if why:
                 self._skip(name, why)
 
     def time(self, deadline: float, out: Path | None) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 import pytest
 from measured import CEILINGS, row
@@ -79,10 +80,15 @@ def test_different_machines_are_said_in_one_line(tmp_path, capsys):
     assert "measured in different places: cpu A and B; torch 2.13 and 2.12\n" in capsys.readouterr().out
 
 
-def test_nothing_in_common_is_an_error(tmp_path):
+def refused(files, sentence, capsys):
+    """With a status that is not that of a row that is slow."""
+    assert compare.main([*files, "--fail-on-slow"]) == 2
+    assert re.search(sentence, capsys.readouterr().err)
+
+
+def test_nothing_in_common_is_an_error(tmp_path, capsys):
     files = [saved(tmp_path / f"{name}.json", [row(name, times={"cold": 1.0})]) for name in ("A", "B")]
-    with pytest.raises(SystemExit, match="have no timed row in common"):
-        compare.main(files)
+    refused(files, "have no timed row in common", capsys)
 
 
 def damaged(content, *place, value):
@@ -110,21 +116,18 @@ def damaged(content, *place, value):
         (("rows", 0, "timings", "cold", "median"), "1", r"timings\.cold: median must be a positive number, got '1'"),
     ],
 )
-def test_malformed_files_name_themselves_and_the_field(place, value, sentence, tmp_path):
+def test_malformed_files_name_themselves_and_the_field(place, value, sentence, tmp_path, capsys):
     good = saved(tmp_path / "a.json", [row("cpu", times={"cold": 1.0})])
     content = json.loads((tmp_path / "a.json").read_text())
     damaged(content, *place, value=value)
     (tmp_path / "b.json").write_text(json.dumps(content))
-    with pytest.raises(SystemExit, match=sentence):
-        compare.main([good, str(tmp_path / "b.json")])
+    refused([good, str(tmp_path / "b.json")], sentence, capsys)
 
 
-def test_files_that_cannot_be_read(tmp_path):
+def test_files_that_cannot_be_read(tmp_path, capsys):
     (tmp_path / "half.json").write_text('{"kind": ')
-    with pytest.raises(SystemExit, match=r"half\.json: not JSON: "):
-        compare.main([str(tmp_path / "half.json")] * 2)
-    with pytest.raises(SystemExit, match=r"absent\.json: No such file"):
-        compare.main([str(tmp_path / "absent.json")] * 2)
+    refused([str(tmp_path / "half.json")] * 2, r"half\.json: not JSON: ", capsys)
+    refused([str(tmp_path / "absent.json")] * 2, r"absent\.json: No such file", capsys)
 
 
 def test_the_table_fits(tmp_path):

@@ -365,11 +365,14 @@ def test_a_spent_budget_leaves_one_run_of_each_and_says_what_is_missing(toy, tmp
         (["--workload", "llama"], f"must be names out of {','.join(WORKLOADS)}, got 'llama'"),
         (["--peer", ""], "must be names out of"),
         (["--peer", "mdlm-ddpm,llada"], "no peer to compare with: mdlm-ddpm needs a checkout of github.com/kuleshov-"),
-        (["--mdlm", "nowhere"], "the checkout given with --mdlm lacks diffusion.py"),
+        (
+            ["--mdlm", "nowhere"],
+            "--mdlm must be a checkout of github.com/kuleshov-group/mdlm, got 'nowhere', which is no folder",
+        ),
         (["--length", "300"], "--length must be at most 256 for sotu-heavy, got 300"),
         (["--steps", "0"], "must be a positive integer, got '0'"),
         (["--protocol", "best"], "invalid choice: 'best'"),
-        (["--out", "/dev/null/peers.json"], "--out /dev/null/peers.json cannot be written"),
+        (["--out", "/dev/null/peers.json"], "--out must lie in a folder that exists, got '/dev/null/peers.json'"),
         (["--device", "cuda"], "--device cuda: torch sees no GPU here"),
     ],
 )

@@ -32,8 +32,12 @@ class Checkout(NamedTuple):
 
     def incomplete(self, path: Path) -> str | None:
         """Why it is not what it should be, or None."""
+        if not path.is_dir():
+            return f"--{self.option} must be {self.source}, got {str(path)!r}, which is no folder"
         missing = [name for name in self.files if not (path / name).is_file()]
-        return f"the checkout given with --{self.option} lacks {missing[0]}" if missing else None
+        if missing:
+            return f"--{self.option} must be {self.source}, got {str(path)!r}, which lacks {missing[0]}"
+        return None
 
     def lacks(self, path: Path | None) -> str | None:
         """Why the peer cannot run, or None."""

@@ -22,11 +22,11 @@ class Node:
     def load(cls, path: Path) -> "Node":
         """The object in a JSON file. Raises ValueError if there is none, or if it has a NaN in it."""
         try:
-            root = cls(json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse), path.name)
+            root = cls(json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse), str(path))
         except OSError as error:
-            raise ValueError(f"{path.name}: could not be read: {error.strerror}") from error
+            raise ValueError(f"{path}: could not be read: {error.strerror}") from error
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path.name}: must be JSON, got {error}") from error
+            raise ValueError(f"{path}: must be JSON, got {error}") from error
         root.keys()
         return root
 

@@ -32,7 +32,7 @@ def _read(root: Node) -> dict:
         root["schema"].fail(str(SCHEMA))
     return {
         "kind": kind,
-        "file": root.file,
+        "file": Path(root.file).name,
         "partial": bool(root.get("partial", Node.flag)),
         "about": _about(root),
         **READERS[kind](root),

@@ -19,8 +19,8 @@ function prefixed(value, unit = "") {
 }
 
 function bytes(value) {
-  const power = Math.min(4, Math.floor(Math.log2(Math.max(1, value)) / 10));
-  return `${plain(value / 2 ** (10 * power))} ${["B", "KiB", "MiB", "GiB", "TiB"][power]}`;
+  const power = Math.min(4, Math.floor(Math.log10(Math.max(1, value)) / 3));
+  return `${plain(value / 10 ** (3 * power))} ${["B", "kB", "MB", "GB", "TB"][power]}`;
 }
 
 function seconds(value) {
