@@ -265,7 +265,7 @@ FIELDS = {
 
 def command(tmp_path, *given):
     """Exit status and results."""
-    out = tmp_path / "results" / "peers.json"
+    out = tmp_path / "peers.json"
     status = end_to_end.main([*SMALL, *given, "--out", str(out)])
     return status, json.loads(out.read_text())
 
@@ -396,3 +396,12 @@ def test_a_grid_is_not_spelled_out(tiny):
 def test_a_report_without_rows_is_whole():
     report = EndToEndReport([], {}, Paired())
     assert report.as_dict()["rows"] == [] and report.as_dict()["partial"]
+
+
+def test_a_run_that_measured_nothing_leaves_the_file_that_stood_there(toy, tmp_path, monkeypatch):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(whole_runs.WholeRuns, "set_up", interrupt)
+    (tmp_path / "peers.json").write_text('"as it was"')
+    assert command(tmp_path, "--peer", "torch-compile") == (1, "as it was")

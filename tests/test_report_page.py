@@ -200,28 +200,30 @@ MALFORMED = [
 
 @pytest.mark.parametrize(("kind", "path", "value", "message"), MALFORMED)
 def test_a_malformed_file_is_named_with_its_field(kind, path, value, message, files):
+    (file,) = files(RUN=changed(every_kind()[kind], path, value))
     with pytest.raises(ValueError) as error:
-        read(files(RUN=changed(every_kind()[kind], path, value)))
-    assert str(error.value).startswith(f"RUN.json: {message}")
-    assert "\n" not in str(error.value) and len(str(error.value)) < 200
+        read([file])
+    said = str(error.value).removeprefix(str(file))
+    assert said.startswith(f": {message}") and "\n" not in said and len(said) < 200
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"kind": "soup"}', 'RUN.json: kind must be operators, peers, profile, search or importance, got "soup"'),
-        ('{"kind": ["profile"]}', "RUN.json: kind must be operators, peers, profile, search or importance, got ["),
-        ("{}", "RUN.json: kind is missing; it must be operators, peers, profile, search or importance"),
-        ("[1]", "RUN.json: the file must be an object, got [1]"),
-        ("no", "RUN.json: must be JSON, got Expecting value: line 1 column 1 (char 0)"),
-        ('{"a": NaN}', "RUN.json: must be JSON, got a number that is NaN"),
-        ("[" * 10**5, "RUN.json: must be JSON, got maximum recursion depth exceeded"),
+        ('{"kind": "soup"}', 'kind must be operators, peers, profile, search or importance, got "soup"'),
+        ('{"kind": ["profile"]}', "kind must be operators, peers, profile, search or importance, got ["),
+        ("{}", "kind is missing; it must be operators, peers, profile, search or importance"),
+        ("[1]", "the file must be an object, got [1]"),
+        ("no", "must be JSON, got Expecting value: line 1 column 1 (char 0)"),
+        ('{"a": NaN}', "must be JSON, got a number that is NaN"),
+        ("[" * 10**5, "must be JSON, got maximum recursion depth exceeded"),
     ],
 )
 def test_what_is_no_result_file_is_refused(content, message, files):
+    (file,) = files(RUN=content)
     with pytest.raises(ValueError) as error:
-        read(files(RUN=content))
-    assert str(error.value).startswith(message)
+        read([file])
+    assert str(error.value).startswith(f"{file}: {message}")
 
 
 def test_errors_leave_the_page_that_stood_there(files, report, tmp_path):
@@ -231,8 +233,11 @@ def test_errors_leave_the_page_that_stood_there(files, report, tmp_path):
     out.write_text("as it was")
     before = sorted(tmp_path.iterdir())
     for arguments, message in [
-        ([good, bad, "-o", out], "bad.json: kind is missing"),
-        ([good, tmp_path / "none.json", "-o", out], "none.json: could not be read: No such file or directory"),
+        ([good, bad, "-o", out], f"{bad}: kind is missing"),
+        (
+            [good, tmp_path / "none.json", "-o", out],
+            f"{tmp_path / 'none.json'}: could not be read: No such file or directory",
+        ),
         (["-o", out], "report needs result files, got none"),
         ([good, "-o", tmp_path / "none" / "page.html"], "out must lie in a folder that exists, got "),
         ([good, "-o", tmp_path], "out must be a file, got the folder "),
