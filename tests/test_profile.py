@@ -17,7 +17,7 @@ from benchmarks import profile_overhead
 from unmask import Ancestral, Fixed, LogitsDenoiser, Sampler, cli, load
 from unmask.profile import machine, recorder
 from unmask.profile import profile as profile_module
-from unmask.profile.machine import HighWater
+from unmask.profile.machine import HighWater, MemoryWatch
 from unmask.profile.pieces import pieces
 from unmask.profile.profile import Watch, profile, warm_up
 from unmask.profile.recorder import NAMES, Recorder
@@ -131,6 +131,15 @@ def test_spans_nest(found):
     assert parents["block"] == {"body"} and parents["attention"] == {"block"} and parents["tick"] == {None}
     assert parents["body"] == parents["head"] == {"tick"} and parents["transfer"] == {"plan", "tick", None}
     assert (times.alone >= 0).all()
+
+
+@pytest.mark.skipif(not machine._RESET.exists(), reason="the peak of resident memory is Linux's to tell")
+def test_the_high_water_mark_sees_what_was_let_go():
+    np.ones(128 << 20, np.uint8)  # before the watch begins
+    watch = MemoryWatch(torch.device("cpu"))
+    np.ones(64 << 20, np.uint8)
+    found = watch.read()
+    assert 60 << 20 < found.resident_peak - found.resident_before < 100 << 20
 
 
 def test_rates_memory_and_logits(sampler, found):
