@@ -10,6 +10,7 @@
 """
 
 from unmask import kernels
+from unmask.adaptive import Confidence
 from unmask.checkpoints import load, load_all
 from unmask.choose import Categorical
 from unmask.denoiser import Batch, Denoiser, DenoiserSpec, Head, LogitsDenoiser
@@ -26,6 +27,7 @@ __all__ = [
     "Ancestral",
     "Batch",
     "Categorical",
+    "Confidence",
     "Denoiser",
     "DenoiserSpec",
     "FirstHitting",

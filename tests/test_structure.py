@@ -101,6 +101,7 @@ def test_public_names():
         "Ancestral",
         "Batch",
         "Categorical",
+        "Confidence",
         "Denoiser",
         "DenoiserSpec",
         "FirstHitting",
