@@ -17,7 +17,7 @@ from unmask.denoiser import Batch, Denoiser, DenoiserSpec, Head, LogitsDenoiser
 from unmask.kernels.checks import NonFiniteLogits
 from unmask.measure import calibrate
 from unmask.plan import Plan
-from unmask.reveal import Ancestral, FirstHitting, Fixed, Order
+from unmask.reveal import Ancestral, Blocks, FirstHitting, Fixed, Order
 from unmask.sampler import Sampler
 from unmask.samples import Sample, Samples
 from unmask.schedule import Schedule
@@ -26,6 +26,7 @@ from unmask.work import Flops
 __all__ = [
     "Ancestral",
     "Batch",
+    "Blocks",
     "Categorical",
     "Confidence",
     "Denoiser",

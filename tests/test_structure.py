@@ -67,7 +67,8 @@ def test_implementations_never_import_each_other(operator):
 @pytest.mark.parametrize(
     ("room", "allowed"),
     [
-        ("reveal", {"numpy"}),
+        ("reveal", {"numpy", "unmask.arguments"}),
+        ("arguments", {"numpy"}),
         ("schedule", set()),
         ("choose", {"unmask.kernels"}),
         ("timeline", {"numpy", "unmask.reveal"}),
@@ -100,6 +101,7 @@ def test_public_names():
     assert unmask.__all__ == [
         "Ancestral",
         "Batch",
+        "Blocks",
         "Categorical",
         "Confidence",
         "Denoiser",
