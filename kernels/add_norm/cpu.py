@@ -11,6 +11,8 @@ _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 def refuses(call: AddNormCall) -> str | None:
     if call.residual.device.type != "cpu":
         return f"needs CPU tensors, got {call.residual.device}"
+    if call.rms:
+        return "needs rms=False, got True"
     for name, x in (("delta", call.delta), ("out", call.out)):
         if x is not None and x.dtype not in _DTYPES:
             return f"needs {name} in float32 or bfloat16, got {str(x.dtype).removeprefix('torch.')}"
