@@ -11,8 +11,6 @@ _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 def refuses(call: AddNormCall) -> str | None:
     if call.residual.device.type != "cpu":
         return f"needs CPU tensors, got {call.residual.device}"
-    if call.rms:
-        return "needs rms=False, got True"
     for name, x in (("delta", call.delta), ("out", call.out)):
         if x is not None and x.dtype not in _DTYPES:
             return f"needs {name} in float32 or bfloat16, got {str(x.dtype).removeprefix('torch.')}"
@@ -37,6 +35,7 @@ def on_isa(isa: str, call: AddNormCall) -> None:
         scale=_matrix(call.scale),
         row_counts=call.row_counts or (len(call.residual),),
         eps=call.eps,
+        rms=call.rms,
         threads=torch.get_num_threads(),
         isa=isa,
     )
