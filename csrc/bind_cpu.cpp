@@ -71,7 +71,8 @@ Matrix matrix_or_none(const char* name, const py::object& t) {
 
 void add_norm(const py::tuple& residual, const py::object& delta, const py::tuple& out, uintptr_t weight,
               uintptr_t bias, const py::object& gate, const py::object& shift, const py::object& scale,
-              const std::vector<int64_t>& row_counts, float eps, int threads, const std::string& isa) {
+              const std::vector<int64_t>& row_counts, float eps, bool rms, int threads,
+              const std::string& isa) {
     AddNormCall call{};
     call.residual = matrix("residual", residual);
     call.delta = matrix_or_none("delta", delta);
@@ -100,6 +101,7 @@ void add_norm(const py::tuple& residual, const py::object& delta, const py::tupl
     call.bias = pointer<const float>(bias);
     call.row_counts = row_counts.data();
     call.eps = eps;
+    call.rms = rms;
     call.threads = threads;
     if (rows == 0) return;
     const auto run = kernels_of(isa).add_norm;
@@ -237,8 +239,8 @@ PYBIND11_MODULE(_cpu, m) {
     m.doc() = "CPU kernels of unmask. Addresses and strides come checked from unmask.kernels.";
     m.def("isas", &isas, "Instruction sets this build has and this processor runs, fastest first.");
     m.def("add_norm", &add_norm, py::kw_only(), py::arg("residual"), py::arg("delta"), py::arg("out"),
-          py::arg("weight"), py::arg("bias"), py::arg("gate"), py::arg("shift"), py::arg("scale"), py::arg("row_counts"), py::arg("eps"),
-          py::arg("threads"), py::arg("isa") = "");
+          py::arg("weight"), py::arg("bias"), py::arg("gate"), py::arg("shift"), py::arg("scale"),
+          py::arg("row_counts"), py::arg("eps"), py::arg("rms"), py::arg("threads"), py::arg("isa") = "");
     m.def("attention", &attention, py::kw_only(), py::arg("query"), py::arg("key"), py::arg("value"), py::arg("out"),
           py::arg("type"), py::arg("shape"), py::arg("scale"), py::arg("lengths"), py::arg("row_counts"),
           py::arg("cos"), py::arg("sin"), py::arg("positions"), py::arg("threads"), py::arg("isa") = "");

@@ -108,12 +108,13 @@ def diverge_logits(hidden, weight, other_hidden, other_weight, _table):
 
 
 def modulate(hidden, _weight, _other_hidden, _other_weight, _table):
-    """Everything, a row of 768 columns and of 8192."""
+    """Everything, a row of 768 columns and of 8192; and what a Llama block asks for."""
     for dim in (768, 8192):
         residual, delta = hidden.new_empty(64, dim, dtype=torch.float32), hidden.new_empty(64, dim)
         weight, vectors = residual.new_empty(dim), residual.new_empty(3, 4, dim).unbind(0)
         rows = Offsets(hidden.new_empty(5, dtype=torch.int32), 64)
         add_norm.add_norm(AddNormCall(residual, delta, weight, weight, *vectors, rows, 1e-5, delta))
+    add_norm.add_norm(AddNormCall(residual, delta, weight, None, None, None, None, None, 1e-5, delta, rms=True))
 
 
 def normalise(hidden, _weight, _other_hidden, _other_weight, _table):
