@@ -100,7 +100,7 @@ def test_torch_governs_a_seed_that_is_not_given():
     torch.manual_seed(3)
     assert (seeds.resolve(None), seeds.resolve(None)) == (first, second) and first != second
     drawn = [seeds.resolve(None) for _ in range(64)]
-    assert 0 <= min(drawn) and 2**62 < max(drawn) < 2**63
+    assert min(drawn) >= 0 and 2**62 < max(drawn) < 2**63
     state = torch.get_rng_state()
     assert seeds.resolve(7) == 7 and torch.equal(torch.get_rng_state(), state)
     with pytest.raises(TypeError, match="seed must be an integer"):
