@@ -62,7 +62,7 @@ class Run(Iterator[Sample]):
         self._executors = executors(self._models, self._limits, graphs, impl, spans)
         self._workspace = Workspace(requirements(self._models, self._limits), self._device)
         self._slots = Slots(self._limits, self._device)
-        self._peak_bytes = buffer_bytes(self._models, self._limits) + timeline.nbytes
+        self._buffer_bytes = buffer_bytes(self._models, self._limits)
         self._meter, self._num_finished = Meter(self.denoisers), 0
         self._packing = Packing(timeline.max_batch, timeline.num_models)
         self._seconds = {"plan": 0.0}
@@ -95,7 +95,7 @@ class Run(Iterator[Sample]):
             occupancy=self._packing.occupancy,
             seconds={"total": total, **phases, "other": max(0.0, total - sum(phases.values()))},
             model_seconds=models,
-            peak_bytes=self._peak_bytes,
+            peak_bytes=self._buffer_bytes + self.timeline.nbytes,
         )
 
     def tokens_of(self, slot: int, length: int) -> np.ndarray:
@@ -116,6 +116,7 @@ class Run(Iterator[Sample]):
             for loaded in self._load():
                 with self._spans("transfer"):
                     self._slots.admit(loaded)
+                    self._slots.mask(loaded, self._models[0].spec.mask_id)
                 self._run_tick(loaded)
                 if loaded.finished is not None:
                     with self._spans("transfer"):

@@ -47,6 +47,11 @@ class Slots:
         for slots, _, _ in loaded.tick.admitted:
             self.reveal_step[slots] = -1
 
+    def mask(self, loaded: LoadedTick, mask_id: int) -> None:
+        """Take back the tokens that are masked again before a tick."""
+        if loaded.masked is not None:
+            self.tokens.index_fill_(0, loaded.masked, mask_id)
+
     def gather(self, bucket: Bucket, inputs: TickInputs, out: Tensor) -> Tensor:
         """Copy the tokens of a tick's sequences to `out`, int64 [T], back to back."""
         if bucket.lengths == (self.length,) * bucket.num_sequences:
