@@ -17,6 +17,7 @@ from unmask.denoiser import Batch, Denoiser, DenoiserSpec, Head, LogitsDenoiser
 from unmask.kernels.checks import NonFiniteLogits
 from unmask.measure import calibrate
 from unmask.plan import Plan
+from unmask.remask import Remask
 from unmask.reveal import Ancestral, Blocks, FirstHitting, Fixed, Order
 from unmask.sampler import Sampler
 from unmask.samples import Sample, Samples
@@ -39,6 +40,7 @@ __all__ = [
     "NonFiniteLogits",
     "Order",
     "Plan",
+    "Remask",
     "Sample",
     "Sampler",
     "Samples",
