@@ -10,6 +10,7 @@
 #include "cpu/expected_embedding.h"
 #include "cpu/isa.h"
 #include "cpu/sample_head.h"
+#include "cpu/swiglu.h"
 #include "noise.h"
 
 namespace py = pybind11;
@@ -206,6 +207,20 @@ void attention(const std::tuple<uintptr_t, int64_t, int64_t>& query, const std::
     run(call);
 }
 
+void swiglu(const py::tuple& gate_up, const py::tuple& out, int threads, const std::string& isa) {
+    SwigluCall call{matrix("gate_up", gate_up), matrix("out", out), threads};
+    require(call.gate_up.rows == call.out.rows && call.gate_up.cols == 2 * call.out.cols,
+            "out must have the rows of gate_up and half its columns");
+    for (const Matrix* one : {&call.gate_up, &call.out})
+        require(one->type != Type::f16 && one->col_stride == 1,
+                "gate_up and out must be float32 or bfloat16 with contiguous columns");
+    require(threads > 0, "threads must be positive");
+    if (call.out.rows == 0) return;
+    const auto run = kernels_of(isa).swiglu;
+    py::gil_scoped_release release;
+    run(call);
+}
+
 void divergence(const py::tuple& a, const py::tuple& b, int threads, uintptr_t kl, uintptr_t entropy, uintptr_t lse_a,
                 uintptr_t lse_b, const std::string& isa) {
     DivergenceCall call{tempered(a), tempered(b), threads, pointer<float>(kl), pointer<float>(entropy),
@@ -252,6 +267,8 @@ PYBIND11_MODULE(_cpu, m) {
           py::arg("threads"), py::arg("embedding"), py::arg("lse"), py::arg("isa") = "");
     m.def("divergence", &divergence, py::kw_only(), py::arg("a"), py::arg("b"), py::arg("threads"), py::arg("kl"),
           py::arg("entropy"), py::arg("lse_a"), py::arg("lse_b"), py::arg("isa") = "");
+    m.def("swiglu", &swiglu, py::kw_only(), py::arg("gate_up"), py::arg("out"), py::arg("threads"),
+          py::arg("isa") = "");
     m.def("philox", &words, "The four words of one counter; csrc/noise.h seen from Python.");
     m.def("gumbel32", [](uint32_t word) { return gumbel(word); });
     m.def("gumbel64", [](uint32_t high, uint32_t low) { return gumbel(high, low); });

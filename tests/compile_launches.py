@@ -29,6 +29,8 @@ from unmask.kernels.divergence.call import DivergenceCall
 from unmask.kernels.expected_embedding import triton_kernel as expected_embedding
 from unmask.kernels.expected_embedding.call import EmbeddingCall
 from unmask.kernels.logits import Logits
+from unmask.kernels.swiglu import triton_kernel as swiglu
+from unmask.kernels.swiglu.call import SwigluCall
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -150,11 +152,18 @@ def attend_some(hidden, *_):
     attention.attention(AttentionCall(half, half, half, (32, 32), (32, 32), None, None, 0.1, half))
 
 
+def activate(hidden, *_):
+    """Rows of an MLP as wide as LLaDA's, and short ones."""
+    for dim in (12288, 640):
+        swiglu.swiglu(SwigluCall(hidden.new_empty(64, 2 * dim), hidden.new_empty(64, dim)))
+
+
 RUNS = {
     "attention": (attend, attend_few, attend_some),
     "expected_embedding": (embed,),
     "divergence": (diverge, diverge_logits),
     "add_norm": (modulate, normalise),
+    "swiglu": (activate,),
 }
 
 

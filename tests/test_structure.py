@@ -131,6 +131,7 @@ def test_public_names():
         "divergence",
         "expected_embedding",
         "sample_head",
+        "swiglu",
     ]
     for module in (unmask, unmask.kernels):
         assert all(hasattr(module, name) for name in module.__all__)
