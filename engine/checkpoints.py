@@ -96,7 +96,7 @@ def build(
     that have their dtype and device already are used as they are, not copied; they must not change then. On a CPU most
     products have a layout of their own and are copied all the same.
     """
-    return _make(_describe(stored, _tokenizer(tokenizer, None), name, mask_id), dtype, device, share)
+    return _make(_describe(stored, open_tokenizer(tokenizer), name, mask_id), dtype, device, share)
 
 
 def _make(found: Checkpoint, dtype: torch.dtype | str, device: torch.device | str, share: bool = False) -> Denoiser:
@@ -183,7 +183,7 @@ def read(
     """A checkpoint that `load` makes a denoiser of; arguments and errors as there."""
     stored = _whole(read_files(_find(source)))
     named = name or stored.config.get("name") or Path(source).resolve().name
-    return _describe(stored, _tokenizer(tokenizer, stored.path), named, mask_id)
+    return _describe(stored, open_tokenizer(tokenizer, stored.path), named, mask_id)
 
 
 def _describe(stored: Stored, tokenizer: Tokenizer | None, name: str | None, mask_id: int | None) -> Checkpoint:
@@ -265,7 +265,7 @@ def _write(
         name: tensor.detach().to("cpu", dtype if tensor.ndim > 1 else torch.float32).contiguous()
         for name, tensor in tensors.items()
     }
-    tokenizer = _tokenizer(tokenizer, None)
+    tokenizer = open_tokenizer(tokenizer)
     folder.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -336,8 +336,8 @@ def _whole(stored: Stored) -> Stored:
     return Stored(stored.path, tensors, config)
 
 
-def _tokenizer(given: Tokenizer | str | os.PathLike[str] | None, path: Path | None) -> Tokenizer | None:
-    """The given tokenizer, or the one beside the weights."""
+def open_tokenizer(given: Tokenizer | str | os.PathLike[str] | None, path: Path | None = None) -> Tokenizer | None:
+    """The given tokenizer, in memory, a file or a folder; else the one beside the weights. Raises `CheckpointError`."""
     if isinstance(given, Tokenizer):
         return given
     if given is None:

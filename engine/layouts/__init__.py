@@ -21,10 +21,10 @@ from tokenizers import Tokenizer
 from unmask.layouts import dit, gpt2, llama
 from unmask.layouts.fields import get
 from unmask.layouts.layout import Family, Layout
-from unmask.layouts.stored import Stored, read_files, read_json
+from unmask.layouts.stored import Stored, read_files, read_json, strip
 from unmask.pickles import CheckpointError
 
-__all__ = ["FAMILIES", "Layout", "Stored", "check", "describe", "read_files", "read_json"]
+__all__ = ["FAMILIES", "Layout", "Stored", "check", "describe", "read_files", "read_json", "strip"]
 
 FAMILIES: tuple[Family, ...] = (*dit.FAMILIES, *llama.FAMILIES, *gpt2.FAMILIES)
 STORED_DTYPES = torch.float32, torch.bfloat16, torch.float16, torch.float64

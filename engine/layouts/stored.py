@@ -30,7 +30,7 @@ def read_files(path: Path) -> Stored:
         if not (path / "config.json").exists() and local.exists():
             return _read_training_file(local)
         config = read_json(path / "config.json")
-        return Stored(path, _strip(read_shards(path)), config)
+        return Stored(path, strip(read_shards(path)), config)
     if path.suffix in (".ckpt", ".pth", ".pt"):
         return _read_training_file(path)
     raise CheckpointError(f"{path}: a checkpoint is a folder or a .ckpt, .pth or .pt file")
@@ -54,7 +54,7 @@ def _read_training_file(path: Path) -> Stored:
     key = next((key for key in ("state_dict", "model") if isinstance(content.get(key), Mapping)), None)
     if key is None:
         raise CheckpointError(f"{path}: must hold 'state_dict' (Lightning) or 'model' (SEDD), got {sorted(content)}")
-    tensors = _strip({name: tensor for name, tensor in content[key].items() if isinstance(tensor, Tensor)})
+    tensors = strip({name: tensor for name, tensor in content[key].items() if isinstance(tensor, Tensor)})
     if content.get("ema"):
         tensors = _averaged(path, tensors, content["ema"])
     config = plain(content.get("hyper_parameters"))
@@ -84,5 +84,6 @@ def _config_beside(path: Path) -> dict[str, Any]:
     raise CheckpointError(f"{path}: holds no configuration, and has no config.json or .hydra/config.yaml beside it")
 
 
-def _strip(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def strip(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Without the prefix that checkpoints of a whole training module have."""
     return Renamed(tensors, {name.removeprefix("backbone."): name for name in tensors})
