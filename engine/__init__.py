@@ -15,6 +15,7 @@ from unmask.checkpoints import load, load_all
 from unmask.choose import Categorical
 from unmask.denoiser import Batch, Denoiser, DenoiserSpec, Head, LogitsDenoiser
 from unmask.kernels.checks import NonFiniteLogits
+from unmask.live import wrap
 from unmask.measure import calibrate
 from unmask.plan import Plan
 from unmask.remask import Remask
@@ -49,4 +50,5 @@ __all__ = [
     "kernels",
     "load",
     "load_all",
+    "wrap",
 ]

@@ -125,6 +125,7 @@ def test_public_names():
         "kernels",
         "load",
         "load_all",
+        "wrap",
     ]
     assert unmask.kernels.__all__ == [
         "Divergence",
