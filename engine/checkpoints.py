@@ -67,7 +67,8 @@ def load(
     `faster_dtype`; the denoiser's `dtype` tells which). Where exactness is claimed take fp32: bf16 rounds the logits,
     and what "auto" chooses another machine may not. `tokenizer` replaces the checkpoint's own tokenizer.json; MDLM and
     SEDD checkpoints bring none, and without one the denoiser works on token ids only. Their mask id is that of the
-    tokenizer's mask token if it has one, else V - 1; `mask_id` overrides it. Raises `CheckpointError`; ValueError for another dtype.
+    tokenizer's mask token if it has one, else V - 1; `mask_id` overrides it. Raises `CheckpointError`; ValueError for
+    another dtype.
     """
     return _make(read(source, tokenizer, name, mask_id=mask_id), dtype, device)
 
