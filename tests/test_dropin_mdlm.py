@@ -255,7 +255,10 @@ def broken(network, **changes):
     [
         ({"sampler": "euler"}, "predictor must be one of ddpm, ddpm_cache, analytic, got 'euler'"),
         ({"mask_index": None}, "obj must have mask_index, the id of its mask token, got a Diffusion without"),
-        ({"parameterization": "ar"}, "parameterization must be subs for the predictor 'ddpm_cache', got 'ar'"),
+        (
+            {"parameterization": "ar"},
+            "must be subs for the predictor 'ddpm_cache', compat None; got 'ar'",
+        ),
         ({"parameterization": "d3pm", "sampler": "analytic"}, "parameterization must be subs or sedd .* got 'd3pm'"),
     ],
 )

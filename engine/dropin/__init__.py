@@ -20,6 +20,7 @@ __all__ = ["PEERS", "patch", "unpatch"]
 
 PEERS = {  # what `patch` takes, in words; the first that fits serves
     "mdlm": "MDLM's Diffusion (_sample, _ddpm_caching_update)",
+    "sedd": "SEDD's module `sampling` (get_pc_sampler, get_sampling_fn)",
 }
 
 

@@ -14,8 +14,10 @@ from torch import Tensor
 from unmask.dropin import absorbing, patching
 from unmask.dropin.absorbing import Options, Trajectory
 from unmask.dropin.backbones import Network, denoiser, setting
+from unmask.dropin.stepwise import Arithmetic, Stepwise, probabilities
 
 PREDICTORS = "ddpm", "ddpm_cache", "analytic"
+PUBLISHED = Arithmetic(torch.bfloat16, torch.float32, torch.float32, bias=1e-10, competes=True)
 
 
 def fits(obj: Any) -> bool:
@@ -36,7 +38,7 @@ def patch(
     Options are those of `Options`. Raises ValueError for what is not served, and if `obj` is patched already.
     """
     options = Options("mdlm", seed, compat, dtype, max_batch)
-    check(obj)
+    check(obj, compat)
 
     def _sample(self: Any, num_steps: int | None = None, eps: float = 1e-5) -> Tensor:
         return _run(self, num_steps, eps, options)
@@ -54,23 +56,25 @@ def _sample(self: Any, num_steps: int | None = None, eps: float = 1e-5, **option
 
     num_steps: config.sampling.steps unless given. eps: the time at which the steps end. Positions that are masked then
     are drawn from the same law if config.sampling.noise_removal, else they keep the mask id. Options are those of
-    `Options`.
+    `Options`; compat="mdlm": log p in bf16, noise of fp32 uniforms with their bias, in which the mask id competes, and
+    the likeliest tokens in the end.
     """
-    check(self)
-    return _run(self, num_steps, eps, Options("mdlm", **options))
+    options = Options("mdlm", **options)
+    check(self, options.compat)
+    return _run(self, num_steps, eps, options)
 
 
-def check(obj: Any) -> None:
+def check(obj: Any, compat: str | None) -> None:
     """Raise ValueError for a Diffusion that is not served."""
     if getattr(obj, "mask_index", None) is None:
         raise ValueError(f"obj must have mask_index, the id of its mask token, got {patching.named(obj)} without")
     if obj.sampler not in PREDICTORS:
         raise ValueError(f"config.sampling.predictor must be one of {', '.join(PREDICTORS)}, got {obj.sampler!r}")
-    served = "subs", "sedd" if obj.sampler == "analytic" else "subs"
+    served = ("subs", "sedd") if obj.sampler == "analytic" and compat is None else ("subs",)
     if obj.parameterization not in served:
         raise ValueError(
-            f"parameterization must be {' or '.join(dict.fromkeys(served))} for the predictor {obj.sampler!r}, "
-            f"got {obj.parameterization!r}"
+            f"parameterization must be {' or '.join(served)} for the predictor {obj.sampler!r}, "
+            f"compat {compat}; got {obj.parameterization!r}"
         )
     if obj.sampler == "ddpm_cache":
         check_log_linear(obj)
@@ -88,7 +92,13 @@ def _run(obj: Any, num_steps: int | None, eps: float, options: Options) -> Tenso
     network = network_of(obj, float(chances[0]))
     last = "draw" if obj.config.sampling.noise_removal else "leave"
     trajectory = Trajectory.ancestral((chances / chances[0]).numpy())
-    return absorbing.sample(denoiser(network, options.dtype), prior(obj), trajectory, options, last=last)
+    made, template = denoiser(network, options.dtype), prior(obj)
+    if options.compat is None:
+        return absorbing.sample(made, template, trajectory, options, last=last)
+    if last == "draw" and obj.sampler != "analytic":
+        last = "argmax"
+    run = Stepwise(made, probabilities(obj.mask_index, PUBLISHED), PUBLISHED)
+    return run.sample(template, trajectory, options, last=last)
 
 
 def mask_chances(obj: Any, times: Tensor) -> Tensor:
