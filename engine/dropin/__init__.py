@@ -18,7 +18,10 @@ from unmask.dropin.patching import named, restore
 
 __all__ = ["PEERS", "patch", "unpatch"]
 
-PEERS: dict[str, str] = {}  # module -> what `patch` takes of it, in words; the first that fits serves
+PEERS = {  # what `patch` takes, in words; the first that fits serves
+    "mdlm": "MDLM's Diffusion (_sample, _ddpm_caching_update)",
+    "sedd": "SEDD's module `sampling` (get_pc_sampler, get_sampling_fn)",
+}
 
 
 def patch(obj: Any, **options: Any) -> None:
