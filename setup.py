@@ -33,7 +33,7 @@ AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefe
 ISAS = {"portable": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     ISAS |= {"avx2": AVX2, "avx512": AVX512, "avx512_bf16": [*AVX512, "-mavx512bf16"]}
-CPU_OPERATORS = "add_norm", "attention", "divergence", "expected_embedding", "sample_head"
+CPU_OPERATORS = "add_norm", "attention", "divergence", "expected_embedding", "sample_head", "swiglu"
 CPU_KERNELS = [f"csrc/cpu/{operator}.cpp" for operator in CPU_OPERATORS]
 CPU_FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd"]
 

@@ -10,6 +10,7 @@
 #include "cpu/expected_embedding.h"
 #include "cpu/isa.h"
 #include "cpu/sample_head.h"
+#include "cpu/swiglu.h"
 #include "noise.h"
 
 namespace py = pybind11;
@@ -71,7 +72,8 @@ Matrix matrix_or_none(const char* name, const py::object& t) {
 
 void add_norm(const py::tuple& residual, const py::object& delta, const py::tuple& out, uintptr_t weight,
               uintptr_t bias, const py::object& gate, const py::object& shift, const py::object& scale,
-              const std::vector<int64_t>& row_counts, float eps, int threads, const std::string& isa) {
+              const std::vector<int64_t>& row_counts, float eps, bool rms, int threads,
+              const std::string& isa) {
     AddNormCall call{};
     call.residual = matrix("residual", residual);
     call.delta = matrix_or_none("delta", delta);
@@ -100,6 +102,7 @@ void add_norm(const py::tuple& residual, const py::object& delta, const py::tupl
     call.bias = pointer<const float>(bias);
     call.row_counts = row_counts.data();
     call.eps = eps;
+    call.rms = rms;
     call.threads = threads;
     if (rows == 0) return;
     const auto run = kernels_of(isa).add_norm;
@@ -204,6 +207,20 @@ void attention(const std::tuple<uintptr_t, int64_t, int64_t>& query, const std::
     run(call);
 }
 
+void swiglu(const py::tuple& gate_up, const py::tuple& out, int threads, const std::string& isa) {
+    SwigluCall call{matrix("gate_up", gate_up), matrix("out", out), threads};
+    require(call.gate_up.rows == call.out.rows && call.gate_up.cols == 2 * call.out.cols,
+            "out must have the rows of gate_up and half its columns");
+    for (const Matrix* one : {&call.gate_up, &call.out})
+        require(one->type != Type::f16 && one->col_stride == 1,
+                "gate_up and out must be float32 or bfloat16 with contiguous columns");
+    require(threads > 0, "threads must be positive");
+    if (call.out.rows == 0) return;
+    const auto run = kernels_of(isa).swiglu;
+    py::gil_scoped_release release;
+    run(call);
+}
+
 void divergence(const py::tuple& a, const py::tuple& b, int threads, uintptr_t kl, uintptr_t entropy, uintptr_t lse_a,
                 uintptr_t lse_b, const std::string& isa) {
     DivergenceCall call{tempered(a), tempered(b), threads, pointer<float>(kl), pointer<float>(entropy),
@@ -237,8 +254,8 @@ PYBIND11_MODULE(_cpu, m) {
     m.doc() = "CPU kernels of unmask. Addresses and strides come checked from unmask.kernels.";
     m.def("isas", &isas, "Instruction sets this build has and this processor runs, fastest first.");
     m.def("add_norm", &add_norm, py::kw_only(), py::arg("residual"), py::arg("delta"), py::arg("out"),
-          py::arg("weight"), py::arg("bias"), py::arg("gate"), py::arg("shift"), py::arg("scale"), py::arg("row_counts"), py::arg("eps"),
-          py::arg("threads"), py::arg("isa") = "");
+          py::arg("weight"), py::arg("bias"), py::arg("gate"), py::arg("shift"), py::arg("scale"),
+          py::arg("row_counts"), py::arg("eps"), py::arg("rms"), py::arg("threads"), py::arg("isa") = "");
     m.def("attention", &attention, py::kw_only(), py::arg("query"), py::arg("key"), py::arg("value"), py::arg("out"),
           py::arg("type"), py::arg("shape"), py::arg("scale"), py::arg("lengths"), py::arg("row_counts"),
           py::arg("cos"), py::arg("sin"), py::arg("positions"), py::arg("threads"), py::arg("isa") = "");
@@ -250,6 +267,8 @@ PYBIND11_MODULE(_cpu, m) {
           py::arg("threads"), py::arg("embedding"), py::arg("lse"), py::arg("isa") = "");
     m.def("divergence", &divergence, py::kw_only(), py::arg("a"), py::arg("b"), py::arg("threads"), py::arg("kl"),
           py::arg("entropy"), py::arg("lse_a"), py::arg("lse_b"), py::arg("isa") = "");
+    m.def("swiglu", &swiglu, py::kw_only(), py::arg("gate_up"), py::arg("out"), py::arg("threads"),
+          py::arg("isa") = "");
     m.def("philox", &words, "The four words of one counter; csrc/noise.h seen from Python.");
     m.def("gumbel32", [](uint32_t word) { return gumbel(word); });
     m.def("gumbel64", [](uint32_t high, uint32_t low) { return gumbel(high, low); });

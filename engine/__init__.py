@@ -10,13 +10,14 @@
 """
 
 from unmask import kernels
+from unmask.adaptive import Confidence
 from unmask.checkpoints import load, load_all
 from unmask.choose import Categorical
 from unmask.denoiser import Batch, Denoiser, DenoiserSpec, Head, LogitsDenoiser
 from unmask.kernels.checks import NonFiniteLogits
 from unmask.measure import calibrate
 from unmask.plan import Plan
-from unmask.reveal import Ancestral, FirstHitting, Fixed, Order
+from unmask.reveal import Ancestral, Blocks, FirstHitting, Fixed, Order
 from unmask.sampler import Sampler
 from unmask.samples import Sample, Samples
 from unmask.schedule import Schedule
@@ -25,7 +26,9 @@ from unmask.work import Flops
 __all__ = [
     "Ancestral",
     "Batch",
+    "Blocks",
     "Categorical",
+    "Confidence",
     "Denoiser",
     "DenoiserSpec",
     "FirstHitting",

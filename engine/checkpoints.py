@@ -59,6 +59,7 @@ def load(
     device: torch.device | str = "cpu",
     tokenizer: Tokenizer | str | os.PathLike[str] | None = None,
     name: str | None = None,
+    mask_id: int | None = None,
 ) -> Denoiser:
     """A denoiser from a bundled name, a folder, a .ckpt / .pth file or a hub id, in this order.
 
@@ -66,10 +67,30 @@ def load(
     `faster_dtype`; the denoiser's `dtype` tells which). Where exactness is claimed take fp32: bf16 rounds the logits,
     and what "auto" chooses another machine may not. `tokenizer` replaces the checkpoint's own tokenizer.json; MDLM and
     SEDD checkpoints bring none, and without one the denoiser works on token ids only. Their mask id is that of the
-    tokenizer's mask token if it has one, else V - 1. Raises `CheckpointError`; ValueError for another dtype.
+    tokenizer's mask token if it has one, else V - 1; `mask_id` overrides it. Raises `CheckpointError`; ValueError for
+    another dtype.
     """
+    return _make(read(source, tokenizer, name, mask_id=mask_id), dtype, device)
+
+
+def build(
+    stored: Stored,
+    *,
+    dtype: torch.dtype | str = torch.float32,
+    device: torch.device | str = "cpu",
+    tokenizer: Tokenizer | str | os.PathLike[str] | None = None,
+    name: str | None = None,
+    mask_id: int | None = None,
+) -> Denoiser:
+    """A denoiser from tensors and configuration that are in memory already: what `load` does once files are read.
+
+    Arguments and errors are those of `load`; `stored.path` names the model in errors and need not exist.
+    """
+    return _make(_describe(stored, _tokenizer(tokenizer, None), name, mask_id), dtype, device)
+
+
+def _make(found: Checkpoint, dtype: torch.dtype | str, device: torch.device | str) -> Denoiser:
     dtype = parse(dtype)
-    found = read(source, tokenizer, name)
     return DiT(
         found.spec,
         found.parameters,
@@ -144,13 +165,24 @@ def read(
     source: str | os.PathLike[str],
     tokenizer: Tokenizer | str | os.PathLike[str] | None = None,
     name: str | None = None,
+    *,
+    mask_id: int | None = None,
 ) -> Checkpoint:
     """A checkpoint that `load` makes a denoiser of; arguments and errors as there."""
-    path = _find(source)
-    stored = _whole(read_files(path))
-    tokenizer = _tokenizer(tokenizer, stored.path)
+    stored = _whole(read_files(_find(source)))
+    named = name or stored.config.get("name") or Path(source).resolve().name
+    return _describe(stored, _tokenizer(tokenizer, stored.path), named, mask_id)
+
+
+def _describe(stored: Stored, tokenizer: Tokenizer | None, name: str | None, mask_id: int | None) -> Checkpoint:
+    """Checks configuration and tensors."""
+    if mask_id is not None:
+        stored = replace(stored, config={**stored.config, "mask_id": mask_id})
+    path = stored.path
     family, shape, spec = describe(stored, tokenizer)
-    check(stored.path, family, stored.tensors, shape, spec["num_heads"])
+    check(path, family, stored.tensors, shape, spec["num_heads"])
+    if mask_id is not None and spec["mask_id"] != mask_id:
+        raise CheckpointError(f"{path}: mask_id must be {spec['mask_id']}, which {family} fixes, got {mask_id}")
     if tokenizer is not None and tokenizer.get_vocab_size() > shape.vocab_size:
         raise CheckpointError(
             f"{path}: the tokenizer has {tokenizer.get_vocab_size()} ids, the model only {shape.vocab_size}"
@@ -169,8 +201,7 @@ def read(
         )
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    name = name or stored.config.get("name") or Path(source).resolve().name
-    return Checkpoint(full, parameters, tokenizer, name)
+    return Checkpoint(full, parameters, tokenizer, name or family)
 
 
 def save(

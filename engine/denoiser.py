@@ -25,7 +25,9 @@ class DenoiserSpec:
 
     `shift`: the hidden row of position i - 1 predicts position i (and position 0 is predicted by its own row), as in
     models converted from autoregressive ones. `time_conditioned`: the network reads `Batch.mask_rate`. `tokenizer`: a
-    fingerprint of the tokenizer, None when there is none. `num_parameters` counts shared tensors once.
+    fingerprint of the tokenizer, None when there is none. `num_parameters` counts shared tensors once. `num_kv_heads`:
+    heads of keys and values, each shared by consecutive query heads; None: num_heads. `head_dim`: columns of a head;
+    None: hidden_size / num_heads.
     """
 
     family: str
@@ -40,15 +42,25 @@ class DenoiserSpec:
     time_conditioned: bool = False
     tokenizer: str | None = None
     num_parameters: int = 0
+    num_kv_heads: int | None = None
+    head_dim: int | None = None
 
     def __post_init__(self):
-        for field in ("vocab_size", "hidden_size", "num_heads", "max_length"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field} must be positive, got {getattr(self, field)}")
+        for field in ("vocab_size", "hidden_size", "num_heads", "max_length", "num_kv_heads", "head_dim"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise ValueError(f"{field} must be positive, got {value}")
         if not 0 <= self.mask_id < self.vocab_size:
             raise ValueError(f"mask_id must be in [0, vocab_size = {self.vocab_size}), got {self.mask_id}")
-        if self.hidden_size % self.num_heads:
+        if self.head_dim is None and self.hidden_size % self.num_heads:
             raise ValueError(f"hidden_size must be a multiple of num_heads = {self.num_heads}, got {self.hidden_size}")
+        if self.num_kv_heads is not None and self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_kv_heads must divide num_heads = {self.num_heads}, got {self.num_kv_heads}")
+
+    @property
+    def heads(self) -> tuple[int, int, int]:
+        """(query heads, key heads, columns of a head)."""
+        return self.num_heads, self.num_kv_heads or self.num_heads, self.head_dim or self.hidden_size // self.num_heads
 
 
 class Span(NamedTuple):

@@ -16,8 +16,8 @@ from unmask.denoiser import Batch, Denoiser, DenoiserSpec, Head
 from unmask.dtype import short
 from unmask.kernels import add_norm, attention, sample_head
 from unmask.kernels.dispatch import explain
-from unmask.models.dit import rope_tables
 from unmask.models.linear import Linear
+from unmask.models.rope import rope_tables
 from unmask.reveal import Ancestral
 from unmask.sampler import Sampler
 from unmask.timing import in_turns

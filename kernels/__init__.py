@@ -8,6 +8,7 @@ from unmask.kernels.divergence import Divergence, divergence
 from unmask.kernels.expected_embedding import expected_embedding
 from unmask.kernels.offsets import Offsets
 from unmask.kernels.sample_head import HeadSample, sample_head
+from unmask.kernels.swiglu import swiglu
 
 __all__ = [
     "Divergence",
@@ -20,4 +21,5 @@ __all__ = [
     "divergence",
     "expected_embedding",
     "sample_head",
+    "swiglu",
 ]

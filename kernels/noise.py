@@ -93,6 +93,13 @@ def winner_gumbel(seed: int, keys: Tensor, block: Tensor) -> Tensor:
     return _gumbel(_unit(words), _unit(words ^ _MASK))
 
 
+def order_gumbel(seed: int, keys: Tensor) -> Tensor:
+    """Gumbel noise of whole positions, for the orders of adaptive policies: keys int64 [R, 3] -> fp32 [R]."""
+    sequence, position, draw = keys.unbind(1)
+    w0, w1, _, _ = philox(0, position, sequence, POLICY << 24 | draw, seed)
+    return _gumbel(_unit(w0, w1), _unit(w0 ^ _MASK, w1 ^ _MASK))
+
+
 def _unit(word: Tensor, low: Tensor | None = None) -> Tensor:
     """(k + 1/2) / 2**32 of one word, (k + 1/2) / 2**64 of two, in fp32 with full relative precision near zero."""
     if low is None:

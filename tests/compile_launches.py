@@ -29,6 +29,8 @@ from unmask.kernels.divergence.call import DivergenceCall
 from unmask.kernels.expected_embedding import triton_kernel as expected_embedding
 from unmask.kernels.expected_embedding.call import EmbeddingCall
 from unmask.kernels.logits import Logits
+from unmask.kernels.swiglu import triton_kernel as swiglu
+from unmask.kernels.swiglu.call import SwigluCall
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -108,12 +110,13 @@ def diverge_logits(hidden, weight, other_hidden, other_weight, _table):
 
 
 def modulate(hidden, _weight, _other_hidden, _other_weight, _table):
-    """Everything, a row of 768 columns and of 8192."""
+    """Everything, a row of 768 columns and of 8192; and what a Llama block asks for."""
     for dim in (768, 8192):
         residual, delta = hidden.new_empty(64, dim, dtype=torch.float32), hidden.new_empty(64, dim)
         weight, vectors = residual.new_empty(dim), residual.new_empty(3, 4, dim).unbind(0)
         rows = Offsets(hidden.new_empty(5, dtype=torch.int32), 64)
         add_norm.add_norm(AddNormCall(residual, delta, weight, weight, *vectors, rows, 1e-5, delta))
+    add_norm.add_norm(AddNormCall(residual, delta, weight, None, None, None, None, None, 1e-5, delta, rms=True))
 
 
 def normalise(hidden, _weight, _other_hidden, _other_weight, _table):
@@ -149,11 +152,18 @@ def attend_some(hidden, *_):
     attention.attention(AttentionCall(half, half, half, (32, 32), (32, 32), None, None, 0.1, half))
 
 
+def activate(hidden, *_):
+    """Rows of an MLP as wide as LLaDA's, and short ones."""
+    for dim in (12288, 640):
+        swiglu.swiglu(SwigluCall(hidden.new_empty(64, 2 * dim), hidden.new_empty(64, dim)))
+
+
 RUNS = {
     "attention": (attend, attend_few, attend_some),
     "expected_embedding": (embed,),
     "divergence": (diverge, diverge_logits),
     "add_norm": (modulate, normalise),
+    "swiglu": (activate,),
 }
 
 

@@ -27,12 +27,13 @@ def inputs(dim=70, dtype=torch.float32, out_dtype=None, seed=0):
     return {"residual": residual, "delta": delta.to(dtype), "weight": weight, "bias": bias, "out": out}, vectors
 
 
-def exact(residual, delta, weight, bias, out, gate=None, shift=None, scale=None, row_counts=None):
+def exact(residual, delta, weight, bias, out, gate=None, shift=None, scale=None, row_counts=None, rms=False):
     """The new residual and the result in fp64."""
     owner = torch.arange(len(row_counts or ())).repeat_interleave(torch.tensor(row_counts or (), dtype=torch.int64))
     gate, shift, scale = (None if x is None else x.double()[owner] for x in (gate, shift, scale))
     total = residual.double() + (0 if delta is None else delta.double() * (1 if gate is None else gate))
-    normed = (total - total.mean(1, keepdim=True)) / (total.var(1, correction=0, keepdim=True) + EPS).sqrt()
+    centred = total if rms else total - total.mean(1, keepdim=True)
+    normed = centred / ((centred**2).mean(1, keepdim=True) + EPS).sqrt()
     normed = normed * weight.double() + (0 if bias is None else bias.double())
     return total, normed * (1 if scale is None else 1 + scale) + (0 if shift is None else shift)
 
@@ -44,7 +45,10 @@ CASES = {
     "gated": {"vectors": ("gate",)},
     "shifted": {"vectors": ("shift",), "delta": None},
     "modulated": {"vectors": ("gate", "shift", "scale")},
+    "by the root mean square": {"bias": None, "rms": True},
+    "by the root mean square, modulated": {"vectors": ("gate", "shift", "scale"), "bias": None, "rms": True},
 }
+each_norm = pytest.mark.parametrize("name", ["modulated", "by the root mean square, modulated"])
 
 
 def case(name, **options):
@@ -78,9 +82,10 @@ def test_values_against_fp64(impl, dtypes, name):
 
 
 @each_isa
+@each_norm
 @pytest.mark.parametrize("dim", [1, 15, 16, 64, 300, 768])
-def test_each_isa_and_width(isa, dim):
-    arguments = case("modulated", dim=dim)
+def test_each_isa_and_width(isa, name, dim):
+    arguments = case(name, dim=dim)
     total, expected = exact(**arguments)
     cpu.on_isa(isa, AddNormCall(**arguments, eps=EPS))
     torch.testing.assert_close(arguments["residual"].double(), total, rtol=1e-6, atol=1e-6)
@@ -90,8 +95,9 @@ def test_each_isa_and_width(isa, dim):
 @with_triton
 @pytest.mark.parametrize("dim", [1, 15, 16, 300, 768, 8192])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_widths_of_triton(dim, dtype):
-    arguments = case("modulated", dim=dim, dtype=dtype)
+@each_norm
+def test_widths_of_triton(dim, dtype, name):
+    arguments = case(name, dim=dim, dtype=dtype)
     total, expected = exact(**arguments)
     run("triton", arguments, eps=EPS)
     torch.testing.assert_close(arguments["residual"].double(), total, rtol=1e-6, atol=1e-6)
@@ -133,9 +139,10 @@ def test_strided_rows(impl):
 
 
 @each_implementation
-def test_offsets_give_the_bits_of_tuples(impl):
+@each_norm
+def test_offsets_give_the_bits_of_tuples(impl, name):
     """Rows past the end are NaN in `residual` and `delta`, and stay as they are in `residual` and `out`."""
-    plain, longer = case("modulated"), case("modulated")
+    plain, longer = case(name), case(name)
     run(impl, plain)
     for name, rest in (("residual", math.nan), ("delta", math.nan), ("out", -7.0)):
         longer[name] = torch.cat((longer[name], torch.full((5, 70), rest)))
@@ -146,9 +153,10 @@ def test_offsets_give_the_bits_of_tuples(impl):
 
 
 @with_triton
-def test_triton_reads_offsets_itself():
+@each_norm
+def test_triton_reads_offsets_itself(name):
     """As on a GPU, where the operator leaves them as they are."""
-    plain, longer = case("modulated"), case("modulated")
+    plain, longer = case(name), case(name)
     run("triton", plain)
     for name, rest in (("residual", math.nan), ("delta", math.nan), ("out", -7.0)):
         longer[name] = torch.cat((longer[name], torch.full((5, 70), rest)))
@@ -174,20 +182,22 @@ def test_torch_compile_takes_it_whole(together):
 
 @compiled
 @each_isa
-def test_a_row_does_not_depend_on_its_company(isa):
-    together, again = case("added", dim=333), case("added", dim=333)
+@pytest.mark.parametrize("name", ["added", "by the root mean square"])
+def test_a_row_does_not_depend_on_its_company(isa, name):
+    together, again = case(name, dim=333), case(name, dim=333)
     torch.set_num_threads(3)
     cpu.on_isa(isa, AddNormCall(**together, gate=None, shift=None, scale=None, row_counts=None, eps=EPS))
     torch.set_num_threads(1)
     for row in range(36):
-        alone = {name: x if x.ndim == 1 else x[row : row + 1] for name, x in again.items()}
+        alone = {name: x[row : row + 1] if name in ("residual", "delta", "out") else x for name, x in again.items()}
         cpu.on_isa(isa, AddNormCall(**alone, gate=None, shift=None, scale=None, row_counts=None, eps=EPS))
     assert torch.equal(again["out"], together["out"]) and torch.equal(again["residual"], together["residual"])
 
 
 @with_triton
-def test_a_row_of_triton_does_not_depend_on_its_company():
-    together, again = case("gated", dim=333), case("gated", dim=333)
+@pytest.mark.parametrize("name", ["gated", "by the root mean square, modulated"])
+def test_a_row_of_triton_does_not_depend_on_its_company(name):
+    together, again = case(name, dim=333), case(name, dim=333)
     run("triton", together)
     for row in (0, 4, 5, 34, 35):
         alone = {name: x[row : row + 1] if name in ("residual", "delta", "out") else x for name, x in again.items()}
@@ -207,6 +217,7 @@ BAD = [
     ({"delta": None}, ValueError, "gate must be None when delta is None"),
     ({"weight": torch.ones(69)}, ValueError, r"weight must be \[70\], one number per column, got shape \[69\]"),
     ({"bias": torch.ones(70).bfloat16()}, TypeError, "bias must be float32, got bfloat16"),
+    ({"rms": True}, ValueError, "bias must be None with rms=True, got a tensor"),
     ({"row_counts": None}, ValueError, "row_counts must be given with gate and shift and scale, got None"),
     ({"row_counts": (5, 30)}, ValueError, "row_counts must be integers.* sum to the 36 rows of residual, got"),
     ({"row_counts": (40, 0, -5, 1)}, ValueError, "row_counts must be integers, not negative"),

@@ -100,6 +100,8 @@ def test_bytes_and_flops_of_a_body_by_hand(dtype):
     assert full.flops == batch * length * length * heads * dim * 2 * 2
     assert rows.num_bytes == 2 * size * batch * 8 * heads * dim + keys + rope + 8 * batch * 8
     assert rows.flops == batch * 8 * length * heads * dim * 2 * 2
+    activated = found["swiglu", "whole"]
+    assert activated.num_bytes == size * 3 * 3 * 72 and activated.flops == 5 * 3 * 72
     plain, modulated = found["add_norm", "plain"], found["add_norm", "modulated"]
     assert plain.num_bytes == 3 * 24 * (2 * 4 + 2 * size) + 24 * 4 and plain.flops == 7 * 3 * 24
     assert modulated.num_bytes == plain.num_bytes + 3 * 24 * 4 and modulated.flops == 10 * 3 * 24

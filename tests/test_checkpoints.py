@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import huggingface_hub
@@ -16,6 +17,7 @@ from tokenizers import Tokenizer, models
 from unmask import checkpoints
 from unmask.checkpoints import CheckpointError
 from unmask.denoiser import Batch
+from unmask.layouts import Stored
 from unmask.workspace import Workspace
 
 VOCAB, DIM, BLOCKS, HEADS, MLP, COND, LENGTH = 53, 64, 3, 2, 256, 24, 16
@@ -418,3 +420,29 @@ def test_save_checks_what_it_writes(tmp_path):
     with pytest.raises(ValueError, match="dtype must be one of"):
         checkpoints.save(tmp_path / "m", UNMASK, state_of("unmask"), dtype=torch.float16)
     assert not any(tmp_path.iterdir())
+
+
+# What is in memory already
+
+
+def test_build_is_load_without_files(tmp_path):
+    state = state_of()
+    stored = Stored(Path("a live model"), state, MDLM)
+    denoiser = checkpoints.build(stored, tokenizer=make_tokenizer(), name="mine")
+    assert_computes(denoiser, state, conditioned=False)
+    assert (denoiser.name, denoiser.spec.mask_id) == ("mine", VOCAB - 1) and denoiser.tokenizer is not None
+    assert checkpoints.build(stored, dtype="bfloat16").dtype is torch.bfloat16
+    assert checkpoints.build(stored).name == "mdlm"
+    del state["blocks.0.norm1.weight"]
+    with pytest.raises(CheckpointError, match=r"^a live model: .*\n  missing blocks.0.norm1.weight"):
+        checkpoints.build(stored)
+
+
+def test_mask_id_argument(tmp_path):
+    assert checkpoints.load(write_folder(tmp_path, MDLM, prefixed(state_of())), mask_id=7).spec.mask_id == 7
+    stored = Stored(Path("m"), state_of(), SEDD)
+    assert checkpoints.build(stored, mask_id=VOCAB - 1).spec.mask_id == VOCAB - 1
+    with pytest.raises(CheckpointError, match="mask_id must be 52, which sedd fixes, got 7"):
+        checkpoints.build(stored, mask_id=7)
+    with pytest.raises(CheckpointError, match=r"mask_id must be in \[0, vocab_size = 53\), got 53"):
+        checkpoints.build(Stored(Path("m"), state_of(), MDLM), mask_id=VOCAB)

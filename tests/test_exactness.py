@@ -13,7 +13,7 @@ import torch
 from scipy import stats
 from toys import HiddenMarkov, Toy, consistent, inconsistent, states_of
 
-from unmask import Ancestral, Categorical, FirstHitting, Fixed, Order, Sampler, load
+from unmask import Ancestral, Blocks, Categorical, FirstHitting, Fixed, Order, Sampler, load
 from unmask.kernels.noise import reveal_times
 from unmask.kernels.sample_head import OPERATOR
 
@@ -38,6 +38,12 @@ POLICIES = {
     Order("left-to-right"): lambda k, masked, n: [((min(masked),), 1.0)],
     Order("right-to-left"): lambda k, masked, n: [((max(masked),), 1.0)],
     Order((2, 0, 3, 1)): lambda k, masked, n: [((next(i for i in (2, 0, 3, 1) if i in masked),), 1.0)],
+    Fixed(3, "first"): lambda k, masked, n: equally_likely(masked, n // 3 + (k < n % 3)),
+    Blocks(Fixed(1), 2): lambda k, masked, n: [(masked[:2], 1.0)],
+    Blocks(FirstHitting(), 3): lambda k, masked, n: equally_likely([i for i in masked if i < 3] or masked, 1),
+    Blocks(Ancestral(2), 3): lambda k, masked, n: independent(
+        (1, 1 / 2, 0), k % 2, [i for i in masked if i < 3 or k >= 2], n
+    ),
 }
 
 

@@ -67,7 +67,8 @@ def test_implementations_never_import_each_other(operator):
 @pytest.mark.parametrize(
     ("room", "allowed"),
     [
-        ("reveal", {"numpy"}),
+        ("reveal", {"numpy", "unmask.arguments"}),
+        ("arguments", {"numpy"}),
         ("schedule", set()),
         ("choose", {"unmask.kernels"}),
         ("timeline", {"numpy", "unmask.reveal"}),
@@ -100,7 +101,9 @@ def test_public_names():
     assert unmask.__all__ == [
         "Ancestral",
         "Batch",
+        "Blocks",
         "Categorical",
+        "Confidence",
         "Denoiser",
         "DenoiserSpec",
         "FirstHitting",
@@ -131,6 +134,7 @@ def test_public_names():
         "divergence",
         "expected_embedding",
         "sample_head",
+        "swiglu",
     ]
     for module in (unmask, unmask.kernels):
         assert all(hasattr(module, name) for name in module.__all__)

@@ -8,7 +8,7 @@ import torch
 from toys import Toy
 
 from unmask import Ancestral, FirstHitting, Sampler
-from unmask.tables import ALIGNMENT, Bucket, Parcel, exact, layout, nbytes, read, read_field, record, rounded
+from unmask.tables import ALIGNMENT, Bucket, Parcel, exact, layout, nbytes, read_field, record, rounded
 from unmask.timeline import Limits
 
 SPARE = 10**6
@@ -39,7 +39,7 @@ def test_a_record_holds_its_tick(name, padded):
     ticks, limits = ticks_of(num_samples, length, **options)
     for tick in ticks:
         bucket = rounded(tick, limits) if padded else exact(tick)
-        inputs = read(torch.from_numpy(record(tick, bucket, limits.max_length, SPARE)), bucket)
+        inputs = bucket.read(torch.from_numpy(record(tick, bucket, limits.max_length, SPARE)))
         num, num_rows, total = len(tick.slots), len(tick.row_slot), int(tick.lengths.sum())
         assert inputs.slots[:num].tolist() == tick.slots.tolist()
         assert inputs.starts[: num + 1].diff().tolist() == tick.lengths.tolist() and inputs.starts[0] == 0
@@ -102,9 +102,9 @@ def test_rounded_shapes():
 def test_fields_are_aligned_and_apart():
     bucket = Bucket(0, 3, 100, 5, None, None)
     fields = sorted(layout(bucket).values(), key=lambda field: field.place.start)
-    assert all(field.place.start % ALIGNMENT == 0 for field in fields) and nbytes(bucket) % ALIGNMENT == 0
+    assert all(field.place.start % ALIGNMENT == 0 for field in fields) and nbytes(layout(bucket)) % ALIGNMENT == 0
     assert all(one.place.stop <= other.place.start for one, other in pairwise(fields))
-    assert fields[-1].place.stop <= nbytes(bucket)
+    assert fields[-1].place.stop <= nbytes(layout(bucket))
 
 
 def test_a_parcel_keeps_its_arrays():

@@ -10,7 +10,7 @@ from benchmarks.cases.case import Case, Family
 from benchmarks.cases.inputs import normal
 from benchmarks.shapes import Shape
 from unmask.kernels import attention
-from unmask.models.dit import rope_tables
+from unmask.models.rope import rope_tables
 
 _REVEALED = 8  # positions of a sequence that query in its last block
 

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.network import Network
-from unmask.models.dit import fold, rope_tables
+from unmask.models.dit import fold
+from unmask.models.rope import rope_tables
 
 
 class PlainDiT(nn.Module):

@@ -1,5 +1,5 @@
-// Residual add, layer norm, modulation and rounding in one pass. Compiled once per instruction set, which UNMASK_ISA
-// names. A row's sums run over sixteen lanes by column, then a fixed tree: they do not depend on other rows or on threads.
+// Residual add, norm, modulation and rounding in one pass. Compiled once per instruction set, which UNMASK_ISA names.
+// A row's sums run over sixteen lanes by column, then a fixed tree: they do not depend on other rows or on threads.
 #include "add_norm.h"
 
 #include <math.h>
@@ -61,7 +61,7 @@ void norm_row(const AddNormCall& call, int64_t row, int64_t sequence) {
     if (call.delta.data && call.delta.type == Type::bf16) add_row(x, row_of<bf16>(call.delta, row), gate, n);
     if (call.delta.data && call.delta.type == Type::f32) add_row(x, row_of<float>(call.delta, row), gate, n);
     float sums[kLanes] = {}, squares[kLanes] = {};
-    for_lanes(n, [&](int64_t i, int lane) { sums[lane] += x[i]; });
+    if (!call.rms) for_lanes(n, [&](int64_t i, int lane) { sums[lane] += x[i]; });
     const float mean = fold(sums, Sum{}) / n;
     for_lanes(n, [&](int64_t i, int lane) { squares[lane] += (x[i] - mean) * (x[i] - mean); });
     const float factor = 1 / sqrtf(fold(squares, Sum{}) / n + call.eps);

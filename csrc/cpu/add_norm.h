@@ -1,4 +1,4 @@
-// Residual add, layer norm, modulation and rounding in one pass: one call's pointers, sizes and strides (in elements).
+// Residual add, layer norm or RMSNorm, modulation and rounding in one pass: one call's pointers, sizes and strides (in elements).
 #pragma once
 
 #include <stdint.h>
@@ -16,6 +16,7 @@ struct AddNormCall {
     const int64_t* row_counts;   // [B]: rows of each sequence
     int64_t num_sequences;
     float eps;
+    bool rms;  // no mean is taken off
     int threads;
 };
 

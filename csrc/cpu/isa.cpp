@@ -8,9 +8,11 @@ namespace unmask {
     void attention_##isa(const AttentionCall&);          \
     void divergence_##isa(const DivergenceCall&);        \
     void expected_embedding_##isa(const EmbeddingCall&); \
-    void sample_head_##isa(const HeadCall&);
-#define UNMASK_KERNELS(isa, supported) \
-    {#isa, supported, add_norm_##isa, attention_##isa, divergence_##isa, expected_embedding_##isa, sample_head_##isa}
+    void sample_head_##isa(const HeadCall&);             \
+    void swiglu_##isa(const SwigluCall&);
+#define UNMASK_KERNELS(isa, supported)                                   \
+    {#isa, supported, add_norm_##isa, attention_##isa, divergence_##isa, \
+     expected_embedding_##isa, sample_head_##isa, swiglu_##isa}
 
 UNMASK_DECLARE(portable)
 #if defined(__x86_64__)

@@ -8,6 +8,7 @@ struct AttentionCall;
 struct DivergenceCall;
 struct EmbeddingCall;
 struct HeadCall;
+struct SwigluCall;
 
 struct Kernels {
     const char* isa;
@@ -17,6 +18,7 @@ struct Kernels {
     void (*divergence)(const DivergenceCall&);
     void (*expected_embedding)(const EmbeddingCall&);
     void (*sample_head)(const HeadCall&);
+    void (*swiglu)(const SwigluCall&);
 };
 
 // Fastest first; ends with a row whose isa is null.

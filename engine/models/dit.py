@@ -36,6 +36,7 @@ from unmask.kernels.add_norm import MAX_COLUMNS
 from unmask.kernels.attention.triton_config import MAX_DIM
 from unmask.kernels.dispatch import triton_status
 from unmask.models.linear import Linear
+from unmask.models.rope import rope_tables
 from unmask.work import AddNorm, Attention, Count, Draw, Flops, Load, Operation, Product, Work
 from unmask.workspace import Workspace
 
@@ -148,13 +149,6 @@ def fold(tensors: Mapping[str, Tensor], num_blocks: int) -> dict[str, Tensor]:
         plain[f"{block}.mlp.2.bias"] = gate2 * plain[f"{block}.mlp.2.bias"]
     fold_norm("output_layer.norm_final", *chunks("output_layer", 2))
     return plain
-
-
-def rope_tables(head_dim: int, max_length: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines float32 [max_length, head_dim / 2], base 10000, from fp32 angles as published."""
-    frequencies = 1.0 / (10_000 ** (torch.arange(0, head_dim, 2).float() / head_dim))
-    angles = torch.outer(torch.arange(max_length).float(), frequencies)
-    return angles.cos(), angles.sin()
 
 
 class DiT(Denoiser):

@@ -43,18 +43,23 @@ def add_norm(
     scale: Tensor | None = None,
     row_counts: tuple[int, ...] | Offsets | None = None,
     eps: float = 1e-5,
+    rms: bool = False,
     out: Tensor,
     impl: str | None = None,
 ) -> Tensor:
-    """residual += gate * delta, then out = (layer_norm(residual) * weight + bias) * (1 + scale) + shift; returns out.
+    """residual += gate * delta, then out = (norm(residual) * weight + bias) * (1 + scale) + shift; returns out.
+
+    norm(x) is (x - mean(x)) / sqrt(mean((x - mean(x))²) + eps), the layer norm, or with `rms` x / sqrt(mean(x²) + eps)
+    (Zhang and Sennrich, arXiv:1910.07467).
 
     residual            fp32 [T, D], D contiguous, updated in place
     delta               [T, D] fp32, bf16 or fp16, D contiguous; None: nothing is added
-    weight, bias        fp32 [D] of the layer norm; bias may be None
+    weight, bias        fp32 [D] of the norm; bias may be None, and with `rms` must be
     gate, shift, scale  fp32 [B, D], D contiguous, by sequence, or None: 1, 0, 0
     row_counts          rows of each of the B sequences, back to back, their sum is T; or Offsets, which may end before
                         T; given exactly when one of those three is
-    eps                 added to the variance
+    eps                 added to the variance, or to the mean square
+    rms                 whether the norm leaves the mean where it is
     out                 [T, D] fp32, bf16 or fp16, D contiguous; it may be delta itself
     impl                "triton", "cpu", "reference", or None for the fastest that serves these arguments
 
@@ -80,6 +85,8 @@ def add_norm(
     row_counts = _check_vectors(vectors, row_counts, residual)
     if gate is not None and delta is None:
         raise ValueError("gate must be None when delta is None, got a tensor")
+    if rms and bias is not None:
+        raise ValueError("bias must be None with rms=True, got a tensor")
     rows = {"residual": residual, "delta": delta, "out": out, **vectors}
     for name, x in rows.items():
         if x is not None and x.shape[1] > 1 and x.stride(1) != 1:
@@ -89,7 +96,7 @@ def add_norm(
     eps = checks.check_number("eps", eps, low=0)
     # Without a compiler the registered operator would only add its dispatch, a hundred microseconds.
     answer = _registered if torch.compiler.is_compiling() else _answer
-    answer(residual, delta, weight, bias, gate, shift, scale, *offsets.split(row_counts), eps, out, impl)
+    answer(residual, delta, weight, bias, gate, shift, scale, *offsets.split(row_counts), eps, rms, out, impl)
     return out
 
 
@@ -105,12 +112,13 @@ def _answer(
     starts: Tensor | None,
     longest: int,
     eps: float,
+    rms: bool,
     out: Tensor,
     impl: str | None,
 ) -> None:
     """The checks that look at values, the pick and the run: one opaque operator to torch.compile."""
     counts = offsets.join(row_counts, starts, longest)
-    call = AddNormCall(residual, delta, weight, bias, gate, shift, scale, counts, eps, out)
+    call = AddNormCall(residual, delta, weight, bias, gate, shift, scale, counts, eps, out, rms)
     if residual.device.type == "cpu":
         call = call.counted()
     run = OPERATOR.pick(impl, call).run

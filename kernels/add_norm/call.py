@@ -22,6 +22,7 @@ class AddNormCall:
     row_counts: Counts | None
     eps: float
     out: Tensor
+    rms: bool = False
 
     @property
     def device(self) -> torch.device:

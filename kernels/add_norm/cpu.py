@@ -35,6 +35,7 @@ def on_isa(isa: str, call: AddNormCall) -> None:
         scale=_matrix(call.scale),
         row_counts=call.row_counts or (len(call.residual),),
         eps=call.eps,
+        rms=call.rms,
         threads=torch.get_num_threads(),
         isa=isa,
     )

@@ -20,7 +20,10 @@ def add_norm(call: AddNormCall) -> None:
         if call.delta is not None:
             delta = call.delta[rows].float()
             residual += delta if gate is None else gate * delta
-        normed = F.layer_norm(residual, residual.shape[1:], call.weight, call.bias, call.eps)
+        if call.rms:
+            normed = residual / (residual.square().mean(1, keepdim=True) + call.eps).sqrt() * call.weight
+        else:
+            normed = F.layer_norm(residual, residual.shape[1:], call.weight, call.bias, call.eps)
         if scale is not None:
             normed *= 1 + scale
         if shift is not None:

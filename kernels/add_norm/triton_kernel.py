@@ -47,7 +47,7 @@ def _load(matrix, stride, row, column, mask):
 def add_norm_kernel(
     residual, residual_row, delta, delta_row, out, out_row, weight, bias, gate, gate_row, shift, shift_row,
     scale, scale_row, starts, num_sequences, halvings, num_rows, eps,
-    dim: tl.constexpr, block_r: tl.constexpr, block_d: tl.constexpr,
+    rms: tl.constexpr, dim: tl.constexpr, block_r: tl.constexpr, block_d: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * block_r + tl.arange(0, block_r)
     column = tl.arange(0, block_d)
@@ -64,7 +64,7 @@ def add_norm_kernel(
             d = _load(gate, gate_row, owner, column, mask) * d
         x += d
         tl.store(residual + row.to(tl.int64)[:, None] * residual_row + column[None, :], x, mask=mask)
-    centred = tl.where(exists[None, :], x - (tl.sum(x, axis=1) / dim)[:, None], 0.0)
+    centred = x if rms else tl.where(exists[None, :], x - (tl.sum(x, axis=1) / dim)[:, None], 0.0)
     deviation = tl.sqrt_rn(tl.sum(centred * centred, axis=1) / dim + eps)
     y = centred * tl.div_rn(1.0, deviation)[:, None] * tl.load(weight + column, mask=exists, other=0.0)[None, :]
     if bias is not None:
@@ -86,7 +86,8 @@ def add_norm(call: AddNormCall) -> None:
     add_norm_kernel[(triton.cdiv(num_rows, options["block_r"]),)](
         *_rows(call.residual), *_rows(call.delta), *_rows(call.out), weight, bias,
         *_rows(call.gate), *_rows(call.shift), *_rows(call.scale),
-        starts, num_sequences, num_sequences.bit_length(), num_rows, call.eps, dim=dim, **options,
+        starts, num_sequences, num_sequences.bit_length(), num_rows, call.eps, rms=call.rms, dim=dim,
+        **options,
     )  # fmt: skip
 
 

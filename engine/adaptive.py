@@ -1,0 +1,207 @@
+"""Where is revealed? Adaptive policies: which positions a step reveals is decided by what the network says of them.
+
+In every step a token is drawn for each masked position of the active window, and only the positions with the best
+scores keep theirs. So tokens that a network is sure of come first, and the law of the samples is not that of ancestral
+sampling, nor of any other model: no order of revealing that looks at the tokens drawn leaves it as it was.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import torch
+
+from unmask.reveal import MAX_STEPS
+
+SCORES = ("probability", "margin", "entropy", "random")
+RULES = ("steps", "per_step", "threshold", "entropy_bound")
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """Reveals, step by step, the masked positions that score best.
+
+    score: of the law that a position's token is drawn from (at temperature 0, of that at temperature 1). "probability":
+        of the drawn token. "margin": between the two largest probabilities. "entropy": the less the better. "random": a
+        number that is drawn anew in each step.
+
+    How many positions a step reveals, one of:
+    steps: N steps of equal counts, the first of them with one more where n masked positions leave a remainder, as in
+        LLaDA (Nie et al. 2025, arXiv 2502.09992). With `eps`, the counts of Dream (Ye et al. 2025, arXiv 2508.15487):
+        m (1 - s / t) rounded down of the m that are left, t and s neighbours on a grid of N intervals from 1 to eps;
+        the last step reveals what is left.
+    per_step: that many, as long as there are so many.
+    threshold: all that score at least so much, and at least the best one, or `per_step` of them where given too
+        (Fast-dLLM, Wu et al. 2025, arXiv 2505.22618). Entropies must be at most so large instead.
+    entropy_bound: the longest run of the best whose entropies sum to at most so much beside the largest of them
+        (Ben-Hamu et al. 2025, arXiv 2505.24857).
+
+    temperature_of_order: above 0, positions are drawn without replacement with probabilities proportional to
+        exp(score / temperature_of_order), as Dream's `alg_temp`; entropies count as negative scores.
+    untempered: "probability" is that of the drawn token in the network's own law, without temperature, top_k and top_p,
+        as in LLaDA.
+    doubted: ids that nothing is ever sure of. They can be drawn, but their probability counts as 0 and the others' as
+        if they did not exist.
+
+    Positions with equal scores go in order. The rows of a step are the masked positions of the window, so a step costs
+    more than one of a planned policy: the head at all of them, and the last block's queries.
+    """
+
+    score: str = "probability"
+    steps: int | None = None
+    per_step: int | None = None
+    threshold: float | None = None
+    entropy_bound: float | None = None
+    eps: float | None = None
+    temperature_of_order: float = 0.0
+    untempered: bool = False
+    doubted: tuple[int, ...] = ()
+
+    adaptive: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "doubted", tuple(self.doubted))
+        if self.score not in SCORES:
+            raise ValueError(f"score must be one of {', '.join(SCORES)}, got {self.score!r}")
+        self._check_rule()
+        for name, most in (("steps", MAX_STEPS), ("per_step", None)):
+            value = getattr(self, name)
+            if value is not None and not (_whole(value) and 1 <= value <= (most or value)):
+                raise ValueError(f"{name} must be a whole number from 1{f' to {most}' if most else ''}, got {value!r}")
+        for name in ("threshold", "entropy_bound", "temperature_of_order"):
+            value = getattr(self, name)
+            if value is not None and not (_real(value) and 0 <= value < float("inf")):
+                raise ValueError(f"{name} must be a finite number, 0 or above, got {value!r}")
+        if self.eps is not None and not (_real(self.eps) and 0 < self.eps < 1):
+            raise ValueError(f"eps must lie between 0 and 1, got {self.eps!r}")
+        if self.temperature_of_order and self.counts(1) is None:
+            raise ValueError("temperature_of_order must be 0 where scores decide how many are revealed, got "
+                             f"{self.temperature_of_order}")  # fmt: skip
+        if (self.untempered or self.doubted) and self.score != "probability":
+            raise ValueError(
+                f"untempered and doubted must be left out unless score is 'probability', got {self.score!r}"
+            )
+
+    def _check_rule(self) -> None:
+        given = [name for name in RULES if getattr(self, name) is not None]
+        if given not in (["steps"], ["per_step"], ["threshold"], ["entropy_bound"], ["per_step", "threshold"]):
+            raise ValueError(f"one of {', '.join(RULES)} must be given, got {' and '.join(given) or 'none'}")
+        if self.eps is not None and self.steps is None:
+            raise ValueError("eps must be given with steps only, got it without")
+        if self.threshold is not None and self.score == "random":
+            raise ValueError("threshold must be left out with random scores, got one")
+
+    def counts(self, num_masked: int) -> np.ndarray | None:
+        """int64 [steps], how many of `num_masked` positions each step reveals; None where scores decide it."""
+        if self.threshold is not None or self.entropy_bound is not None:
+            return None
+        if self.per_step is not None:
+            return np.diff(np.append(np.arange(0, num_masked, self.per_step), num_masked))
+        if self.eps is not None:
+            return _dream_counts(num_masked, self.steps, self.eps)
+        base, remainder = divmod(num_masked, self.steps)
+        return base + (np.arange(self.steps) < remainder)
+
+    def num_steps(self, num_masked: int) -> int:
+        """Length of the trajectory of `num_masked` positions, at most."""
+        counts = self.counts(num_masked)
+        return num_masked if counts is None else len(counts)
+
+    def __str__(self) -> str:
+        options = {name: getattr(self, name) for name in (*RULES, "eps") if getattr(self, name) is not None}
+        if self.temperature_of_order:
+            options["temperature_of_order"] = self.temperature_of_order
+        if self.doubted:
+            options["doubted"] = "+".join(map(str, self.doubted))
+        words = [f"{name}={value}" for name, value in options.items()] + ["untempered"] * self.untempered
+        return f"confidence:{self.score}:{','.join(words)}"
+
+
+SPELLING = (
+    "confidence:probability|margin|entropy|random:steps=N[,eps=E]|per_step=K|threshold=T|entropy_bound=G"
+    "[,temperature_of_order=T][,untempered][,doubted=ID+ID]"
+)
+
+
+def parse(text: str) -> Confidence:
+    """The policy that `text` spells: "confidence:probability:steps=64", "confidence:margin:per_step=2", ...
+
+    Raises ValueError, which names the form and what is wrong.
+    """
+    kinds = {"steps": int, "per_step": int, "untempered": bool, "doubted": _ids}
+    try:
+        kind, score, words = text.split(":")
+        pairs = [word.partition("=") for word in words.split(",")]
+        options = {name: True if not equals else kinds.get(name, float)(value) for name, equals, value in pairs}
+        if kind != "confidence":
+            raise ValueError("it does not begin with confidence")
+        return Confidence(score, **options)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f'reveal must be "{SPELLING}", got {text!r}: {error}') from None
+
+
+class Trajectory(NamedTuple):
+    """What the host knows of the steps of one sequence, K of them.
+
+    step: int32 [K], their numbers; a step that reveals nothing is left out. end: int32 [K], where the window ends, -1
+    where the device knows. count: int32 [K], how many to reveal, -1 where scores decide. num_rows: int32 [K], how many
+    candidates there are at most. group_end: int32 [n], the end of the window of each masked position.
+    """
+
+    step: np.ndarray
+    end: np.ndarray
+    count: np.ndarray
+    num_rows: np.ndarray
+    group_end: np.ndarray
+
+
+def groups(policy: object, num_masked: int) -> tuple[Confidence, list[tuple[int, int]]]:
+    """The policy inside `Blocks`, and the ranks [start, stop) of the masked positions of each window."""
+    length = getattr(policy, "length", num_masked)
+    inner = getattr(policy, "policy", policy)
+    return inner, [(start, min(start + length, num_masked)) for start in range(0, num_masked, length)]
+
+
+def trajectory(policy: object, positions: np.ndarray) -> Trajectory:
+    """The steps of `policy`, a `Confidence` or `Blocks` of one, over the masked positions int64 [n], ascending."""
+    inner, windows = groups(policy, len(positions))
+    steps, offset = [], 0
+    for start, stop in windows:
+        end, size = int(positions[stop - 1]) + 1, stop - start
+        counts = inner.counts(size)
+        if counts is None:
+            steps += [(offset + k, -1, -1, size) for k in range(size)]
+            offset += size
+            continue
+        left = size - np.append(0, counts.cumsum()[:-1])
+        steps += [
+            (offset + k, end, count, rows)
+            for k, (count, rows) in enumerate(zip(counts.tolist(), left.tolist(), strict=True))
+            if count
+        ]
+        offset += len(counts)
+    group_end = np.repeat([positions[stop - 1] + 1 for _, stop in windows], [stop - start for start, stop in windows])
+    return Trajectory(*np.array(steps, np.int32).reshape(-1, 4).T, group_end.astype(np.int32))
+
+
+def _dream_counts(num_masked: int, steps: int, eps: float) -> np.ndarray:
+    """As published, in float32: `int(masked * (1 - s / t))`."""
+    times = torch.linspace(1, eps, steps + 1)
+    shares, counts, left = (1 - times[1:] / times[:-1]), [], num_masked
+    for share in shares[:-1]:
+        counts.append(int(torch.tensor(float(left)) * share))
+        left -= counts[-1]
+    return np.array([*counts, left])
+
+
+def _ids(text: str) -> tuple[int, ...]:
+    return tuple(int(one) for one in text.split("+"))
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _real(value: object) -> bool:
+    return isinstance(value, Sequence) is False and isinstance(value, int | float | np.number) and value == value
