@@ -1,21 +1,19 @@
 """dllm's `MDLMSampler` (github.com/ZHZisZZ/dllm), without its logits."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from unmask.adaptive import Confidence
-from unmask.choose import Categorical
-from unmask.denoiser import Denoiser
 from unmask.dropin import patching, plain, seeds
 from unmask.dropin.canvas import Canvas
 from unmask.dropin.models import Model, denoiser_of
-from unmask.dropin.transfer import Block, Transfer, linear
-from unmask.reveal import Blocks
-from unmask.sampler import Sampler
+from unmask.dropin.rule import Rule
+from unmask.dropin.transfer import Block, Transferred, binomial, common_steps, cut, even, linear, rounded
 
 
 @dataclass
@@ -47,8 +45,12 @@ class MDLMSamplerConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        if self.remasking not in plain.REMASKING:
-            raise ValueError(f"remasking must be one of {', '.join(plain.REMASKING)}, got {self.remasking!r}")
+
+    @property
+    def rule(self) -> Rule:
+        named = self.suppress_tokens, self.begin_suppress_tokens, self.cfg_keep_tokens
+        suppress, doubted, kept = (tuple(ids or ()) for ids in named)
+        return Rule(self.temperature, self.remasking, suppress, doubted, self.cfg_scale, kept)
 
     @classmethod
     def of(cls, config: Any, given: dict[str, Any]) -> "MDLMSamplerConfig":
@@ -85,9 +87,8 @@ class MDLMSampler:
 
         inputs: token ids of each prompt. config: a `MDLMSamplerConfig`, or the published one; keywords take precedence.
         At temperature 0 with low_confidence these are the published tokens, but for scores that differ by less than the
-        rounding of the logits; otherwise they have its law. `begin_suppress_tokens`, `cfg_keep_tokens`,
-        `stochastic_transfer`, a count of steps that does not fall out equal, and mask ids in a prompt take the slow path,
-        with a `SlowPathWarning`.
+        rounding of the logits; otherwise they have its law. `stochastic_transfer`, `cfg_keep_tokens` with guidance, and
+        mask ids in a prompt take the slow path, with a `SlowPathWarning`.
         """
         options = MDLMSamplerConfig.of(config, options)
         prompts, mask_id = self._rows(inputs, options), self.tokenizer.mask_token_id
@@ -99,8 +100,7 @@ class MDLMSampler:
             )
         canvas = self._canvas([torch.cat([prompt, prompt.new_full((num_new,), mask_id)]) for prompt in prompts])
         starts = torch.tensor([len(prompt) for prompt in prompts], device=canvas.tokens.device)
-        gaps = any((prompt == mask_id).any() for prompt in prompts)
-        return self._run(canvas, options, starts, num_new, before=True, gaps=gaps)
+        return self._run(canvas, options, starts, num_new, infill=False)
 
     def infill(self, inputs: Sequence[Tensor | list], config: Any = None, **options: Any) -> BaseSamplerOutput | Tensor:
         """Rows of token ids with their mask ids filled, int64 [B, T]; shorter rows end in the end-of-text id.
@@ -111,7 +111,7 @@ class MDLMSampler:
         options = MDLMSamplerConfig.of(config, options)
         canvas = self._canvas(self._rows(inputs, options))
         starts = torch.zeros(len(canvas.tokens), dtype=torch.int64, device=canvas.tokens.device)
-        return self._run(canvas, options, starts, canvas.tokens.shape[1], before=False)
+        return self._run(canvas, options, starts, canvas.tokens.shape[1], infill=True)
 
     def _rows(self, inputs: Sequence[Tensor | list], options: MDLMSamplerConfig) -> list[Tensor]:
         """int64 [length] of each input; with shifted logits an empty list stands for the beginning of text."""
@@ -127,52 +127,62 @@ class MDLMSampler:
         valid = pad([torch.ones_like(row, dtype=torch.bool) for row in rows], batch_first=True)
         return Canvas(tokens.to(device), valid.to(device), self.tokenizer.mask_token_id)
 
-    def _transfer(self, options: MDLMSamplerConfig, length: int, generator: torch.Generator | None) -> Transfer:
-        still_masked = linear if self.scheduler is None else self.scheduler.reverse_mask_prob
-        size = options.block_size or length
-        return Transfer(options.steps, size, still_masked, options.stochastic_transfer, generator)
-
     def _run(
-        self, canvas: Canvas, options: MDLMSamplerConfig, starts: Tensor, length: int, *, before: bool, gaps: bool = False
+        self, canvas: Canvas, options: MDLMSamplerConfig, starts: Tensor, length: int, *, infill: bool
     ) -> BaseSamplerOutput | Tensor:
         denoiser = denoiser_of(self.model, canvas.mask_id, shift=options.right_shift_logits)
-        generator = plain.generator_of(options.seed)
-        blocks = self._transfer(options, length, generator).blocks(canvas, starts, length, before=before)
-        if reason := "mask ids in a prompt" if gaps else _needs_logits(options, blocks):
+        size = options.block_size or length
+        shares = self._shares(math.ceil(options.steps / math.ceil(length / size)))
+        generator, counts = plain.generator_of(options.seed), partial(rounded, shares=shares)
+        if options.stochastic_transfer:
+            counts = partial(binomial, shares=shares, generator=generator)
+        blocks = cut(canvas, starts, length, size, counts, before=not infill)
+        if reason := _needs_logits(options, canvas, blocks, size):
             plain.warn(reason)
-            history = list(_run_plainly(denoiser, canvas, options, blocks, generator))
+            windows = [(block.window, block.counts) for block in blocks]
+            history = list(plain.reveal_blocks(denoiser, canvas, windows, options.rule, generator))
         else:
-            history = _run_fast(denoiser, canvas, options, blocks)
+            sampler = options.rule.sampler(denoiser, size, Transferred, steps=len(shares), shares=shares)
+            finished, steps = canvas.sample(sampler, seeds.resolve(options.seed))
+            history = finished.history(common_steps(blocks, steps), sum(block.counts.shape[1] for block in blocks))
         tokens = history[-1] if history else canvas.tokens
         return BaseSamplerOutput(tokens, [canvas.tokens, *history]) if options.return_dict else tokens
 
+    def _shares(self, steps: int) -> tuple[float, ...]:
+        """Of what is still masked, the share that each of a block's steps reveals."""
+        still_masked = linear if self.scheduler is None else self.scheduler.reverse_mask_prob
+        return tuple(1 - still_masked(s=(steps - 1 - i) / steps, t=(steps - i) / steps) for i in range(steps))
 
-def _needs_logits(options: MDLMSamplerConfig, blocks: list[Block]) -> str | None:
-    """Why all logits are needed, or None."""
-    if options.begin_suppress_tokens:
-        return "begin_suppress_tokens measure confidence in another law than the one drawn from"
-    if options.cfg_scale > 0 and options.cfg_keep_tokens:
+
+def _needs_logits(options: MDLMSamplerConfig, canvas: Canvas, blocks: list[Block], size: int) -> str | None:
+    """Why the slow path is needed, or None."""
+    if options.rule.kept and options.cfg_scale:
         return "cfg_keep_tokens ask for another unconditional input"
+    if options.stochastic_transfer:
+        return "stochastic_transfer counts the steps of each row by itself"
+    if sum(int(block.num_masked.sum()) for block in blocks) < int(canvas.masked.sum()):
+        return "mask ids in a prompt"
+    if not even(blocks, size):
+        return f"blocks of {size} tokens hold unequal numbers of mask ids"
     return None
 
 
-def _run_plainly(
-    denoiser: Denoiser,
-    canvas: Canvas,
-    options: MDLMSamplerConfig,
-    blocks: list[Block],
-    generator: torch.Generator | None,
-) -> Iterator[Tensor]:
-    rule = plain.Rule(
-        options.temperature,
-        options.remasking,
-        tuple(options.suppress_tokens or ()),
-        tuple(options.begin_suppress_tokens or ()),
-        options.cfg_scale,
-        tuple(options.cfg_keep_tokens or ()),
-    )
-    return plain.reveal_blocks(denoiser, canvas, [(block.window, block.counts) for block in blocks], rule, generator)
+def fits(obj: Any) -> bool:
+    """Whether `obj` is a live `MDLMSampler`."""
+    return patching.has(obj, "sample", "infill") and hasattr(obj, "model") and hasattr(obj, "tokenizer")
 
 
-def _run_fast(denoiser: Denoiser, canvas: Canvas, options: MDLMSamplerConfig, blocks: list[Block]) -> list[Tensor]:
-    raise NotImplementedError
+def patch(obj: Any, *, seed: int | None = None) -> None:
+    """Serve `sample` and `infill` of a live sampler here."""
+
+    def served(name: str):
+        def call(self, inputs, config=None, **options):
+            here = MDLMSampler(self.model, self.tokenizer, getattr(self, "scheduler", None))
+            return getattr(here, name)(inputs, config, **{"seed": seed, **options})
+
+        return call
+
+    patching.replace(obj, {name: served(name) for name in ("sample", "infill")})
+
+
+unpatch = patching.restore

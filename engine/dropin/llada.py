@@ -7,14 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unmask.adaptive import Confidence
-from unmask.choose import Categorical
 from unmask.denoiser import Denoiser
 from unmask.dropin import patching, plain, seeds
 from unmask.dropin.canvas import Canvas, check_ids, valid_of
 from unmask.dropin.models import Model, denoiser_of
-from unmask.reveal import Blocks
-from unmask.sampler import Sampler
+from unmask.dropin.rule import Rule
 
 EOS, EOT = 126081, 126348  # the ids that the published code has written out
 
@@ -47,35 +44,24 @@ def generate(
     never draw id 126081. confidence_eos_eot_inf: reveal ids 126081 and 126348 last. seed: unsigned 64-bit; None draws it
     from torch's generator.
 
-    Two cases take the slow path, with a `SlowPathWarning`: `confidence_eos_eot_inf`, which measures confidence in
-    another law than it draws from, and mask ids in the prompt.
+    Mask ids in the prompt take the slow path, with a `SlowPathWarning`.
 
     Raises ValueError where `gen_length` is no multiple of `block_length`, or `steps` none of the number of blocks.
     """
     prompt = check_ids("prompt", prompt)
     num_blocks, block_steps = _blocks(steps, gen_length, block_length)
-    if remasking not in plain.REMASKING:
-        raise ValueError(f"remasking must be one of {', '.join(plain.REMASKING)}, got {remasking!r}")
     denoiser = denoiser_of(model, mask_id, shift=False)
     suppress = (EOS,) * logits_eos_inf
-    unscored = (EOT, *(EOS,) * (temperature == 0)) * confidence_eos_eot_inf
-    _check_ids_known(denoiser, suppress + unscored)
+    doubted = (EOT, *(EOS,) * (temperature == 0)) * confidence_eos_eot_inf  # as published: only greedy doubts EOS
+    _check_known(denoiser, suppress + doubted)
+    rule = Rule(temperature, remasking, suppress, doubted, cfg_scale)
     canvas = _canvas(prompt, attention_mask, gen_length, mask_id)
-    gaps = bool((canvas.masked[:, : prompt.shape[1]]).any())
-    if gaps or unscored:
-        plain.warn("mask ids in the prompt" if gaps else "confidence_eos_eot_inf needs another law's confidence")
-        rule = plain.Rule(temperature, remasking, suppress, unscored, cfg_scale)
+    if canvas.masked[:, : prompt.shape[1]].any():
+        plain.warn("mask ids in the prompt")
         blocks = _plain_blocks(canvas, prompt.shape[1], num_blocks, block_length, block_steps)
-        generator = plain.generator_of(seed)
-        *_, tokens = plain.reveal_blocks(denoiser, canvas, blocks, rule, generator)
+        *_, tokens = plain.reveal_blocks(denoiser, canvas, blocks, rule, plain.generator_of(seed))
         return tokens
-    score = "probability" if remasking == "low_confidence" else "random"
-    sampler = Sampler(
-        denoiser,
-        reveal=Blocks(Confidence(score, steps=block_steps, untempered=True), block_length),
-        choose=Categorical(temperature, suppress=suppress, draw_mask=True),
-        guidance=cfg_scale,
-    )
+    sampler = rule.sampler(denoiser, block_length, steps=block_steps)
     return canvas.sample(sampler, seeds.resolve(seed))[0].tokens
 
 
@@ -92,7 +78,7 @@ def _blocks(steps: int, gen_length: int, block_length: int) -> tuple[int, int]:
     return num_blocks, steps // num_blocks
 
 
-def _check_ids_known(denoiser: Denoiser, ids: tuple[int, ...]) -> None:
+def _check_known(denoiser: Denoiser, ids: tuple[int, ...]) -> None:
     vocab_size = denoiser.spec.vocab_size
     if any(id >= vocab_size for id in ids):
         raise ValueError(
@@ -104,7 +90,9 @@ def _check_ids_known(denoiser: Denoiser, ids: tuple[int, ...]) -> None:
 def _canvas(prompt: Tensor, attention_mask: Tensor | None, gen_length: int, mask_id: int) -> Canvas:
     fresh = prompt.new_full((len(prompt), gen_length), mask_id)
     valid = valid_of(attention_mask, prompt, left=True)
-    return Canvas(torch.cat([prompt, fresh], 1), torch.cat([valid, torch.ones_like(fresh, dtype=torch.bool)], 1), mask_id)
+    return Canvas(
+        torch.cat([prompt, fresh], 1), torch.cat([valid, torch.ones_like(fresh, dtype=torch.bool)], 1), mask_id
+    )
 
 
 def _plain_blocks(canvas: Canvas, start: int, num_blocks: int, length: int, steps: int):

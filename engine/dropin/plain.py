@@ -6,17 +6,15 @@ Its random numbers are torch's, as the published ones are.
 import math
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from unmask.denoiser import Batch, Denoiser
 from unmask.dropin.canvas import Canvas
+from unmask.dropin.rule import Rule
 from unmask.kernels.logits import Logits
 from unmask.workspace import Workspace
-
-REMASKING = "low_confidence", "random"
 
 
 class SlowPathWarning(UserWarning):
@@ -62,23 +60,6 @@ def draw(logits: Tensor, temperature: float, generator: torch.Generator | None) 
     return (logits.double() - temperature * torch.log(-torch.log(noise))).argmax(-1)
 
 
-@dataclass(frozen=True)
-class Rule:
-    """What LLaDA's loop does in a step, with the options that others have added.
-
-    suppress: ids that are never drawn. unscored: ids without part in the law that confidence is measured in; drawn,
-    their confidence is 0. guidance: the scale of unsupervised classifier-free guidance. kept: given ids that stay in its
-    unconditional input.
-    """
-
-    temperature: float = 0.0
-    remasking: str = "low_confidence"
-    suppress: tuple[int, ...] = ()
-    unscored: tuple[int, ...] = ()
-    guidance: float = 0.0
-    kept: tuple[int, ...] = ()
-
-
 def reveal_blocks(
     denoiser: Denoiser,
     canvas: Canvas,
@@ -122,5 +103,5 @@ def _guided(denoiser: Denoiser, canvas: Canvas, given: Tensor, scale: float) -> 
 def _confidence(logits: Tensor, drawn: Tensor, rule: Rule, generator: torch.Generator | None) -> Tensor:
     if rule.remasking == "random":
         return uniform(drawn, torch.float32, generator)
-    logits[..., list(rule.unscored)] = -math.inf
+    logits[..., list(rule.doubted)] = -math.inf
     return logits.softmax(-1).gather(-1, drawn[..., None])[..., 0]

@@ -1,6 +1,5 @@
 """Which positions each block of dllm's loop may reveal, and how many of them each of its steps does."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -8,67 +7,92 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unmask.adaptive import Confidence
 from unmask.dropin.canvas import Canvas
 
-StillMasked = Callable[..., float]
+
+@dataclass(frozen=True)
+class Transferred(Confidence):
+    """A step reveals its share of what is still masked, rounded. Steps that reveal nothing are left out.
+
+    steps: their number. shares: one for each; the last is 1.
+    """
+
+    shares: tuple[float, ...] = ()
+
+    def counts(self, num_masked: int) -> np.ndarray:
+        return rounded(num_masked, self.shares)
+
+
+def rounded(num_masked: int, shares: tuple[float, ...]) -> np.ndarray:
+    """int64 [S], how many of `num_masked` positions each step that reveals any reveals; halves go to the even number."""
+    counts = []
+    for share in shares:
+        counts.append(int(np.round((num_masked - sum(counts)) * share)))
+    return np.array([count for count in counts if count], np.int64)
+
+
+def binomial(num_masked: int, shares: tuple[float, ...], generator: torch.Generator | None) -> np.ndarray:
+    """As `rounded`, where each masked position is revealed independently."""
+    counts = []
+    for share in shares:
+        left = torch.tensor(float(num_masked - sum(counts)))
+        counts.append(int(torch.binomial(left, torch.tensor(share), generator)))
+    return np.array([count for count in counts if count], np.int64)
+
+
+def linear(s: float, t: float) -> float:
+    """Of what is masked at time t, the share that still is at s, under the linear schedule; in fp32, as published."""
+    left, right = 1 - (1 - np.float32([s, t]))
+    return float(left / right)
 
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """own: bool [B, T], the positions that the block is cut from. window: bool [B, T], where it may reveal. counts:
-    int64 [B, S], how many of each row are revealed in each step."""
+    """num_masked: int64 [B], positions of the block to be revealed. window: bool [B, T], where it may reveal. counts:
+    int64 [B, S], how many of each row in each step."""
 
-    own: Tensor
+    num_masked: Tensor
     window: Tensor
     counts: Tensor
 
 
-@dataclass(frozen=True)
-class Transfer:
-    """The schedule of a call: `steps` in all, shared equally among blocks of `size`.
+def cut(
+    canvas: Canvas, starts: Tensor, length: int, size: int, counts: Callable[[int], np.ndarray], *, before: bool
+) -> list[Block]:
+    """Blocks of `size`, the last maybe smaller, of the `length` positions of each row from int64 [B] `starts` on.
 
-    still_masked(s=, t=): of what is masked at time t, the share that still is at s. stochastic: counts are binomial, and
-    otherwise their rounded means. generator: of the binomial draws; None is torch's own.
+    counts: how many of so many masked positions each step reveals. before: what is still masked before a block may be
+    revealed in it as well.
     """
-
-    steps: int
-    size: int
-    still_masked: StillMasked
-    stochastic: bool
-    generator: torch.Generator | None
-
-    def blocks(self, canvas: Canvas, starts: Tensor, length: int, *, before: bool) -> list[Block]:
-        """The blocks of `length` positions of each row, from int64 [B] `starts` on.
-
-        before: what is still masked before a block may be revealed in it as well.
-        """
-        num_blocks = math.ceil(length / self.size)
-        shares = self.shares(math.ceil(self.steps / num_blocks))
-        place, blocks = torch.arange(canvas.tokens.shape[1], device=starts.device), []
-        for first in range(0, num_blocks * self.size, self.size):
-            ended = place < starts[:, None] + first + self.size
-            own = ended & (place >= starts[:, None] + first)
-            counts = [self.counts(number, shares) for number in (own & canvas.masked).sum(1).tolist()]
-            counts = torch.nn.utils.rnn.pad_sequence(counts, batch_first=True)
-            blocks.append(Block(own, ended if before else own, counts))
-        return blocks
-
-    def shares(self, steps: int) -> list[float]:
-        """Of what is still masked, the share that each of so many steps reveals."""
-        return [1 - self.still_masked(s=(steps - 1 - i) / steps, t=(steps - i) / steps) for i in range(steps)]
-
-    def counts(self, number: int, shares: list[float]) -> Tensor:
-        """int64 [S]: how many of `number` masked positions each step reveals; steps that reveal none are left out."""
-        counts, left = [], torch.tensor(float(number), dtype=torch.float64)
-        for share in shares:
-            mean = left * share
-            drawn = torch.binomial(left, left.new_tensor(share), self.generator) if self.stochastic else mean.round()
-            counts.append(int(drawn.clamp(max=left)))
-            left = left - counts[-1]
-        return torch.tensor([count for count in counts if count], dtype=torch.int64)
+    place, blocks = torch.arange(canvas.tokens.shape[1], device=starts.device), []
+    for first in range(0, length, size):
+        ended = place < starts[:, None] + first + size
+        own = ended & (place >= starts[:, None] + first)
+        num_masked = (own & canvas.masked).sum(1)
+        rows = [torch.from_numpy(counts(number)) for number in num_masked.tolist()]
+        rows = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        blocks.append(Block(num_masked, ended if before else own, rows))
+    return blocks
 
 
-def linear(s: float, t: float) -> float:
-    """The share under the linear schedule; in fp32, as published."""
-    left, right = 1 - (1 - np.float32([s, t]))
-    return float(left / right)
+def even(blocks: list[Block], size: int) -> bool:
+    """Whether the blocks are groups of `size` masked positions of each row, the last maybe smaller."""
+    for row in torch.stack([block.num_masked for block in blocks], 1).tolist():
+        filled = [number for number in row if number]
+        if any(number != size for number in filled[:-1]):
+            return False
+    return True
+
+
+def common_steps(blocks: list[Block], steps: Tensor) -> Tensor:
+    """int64 [B, T]: steps counted over the batch, which goes from block to block together, of steps that each row
+    counted for itself; -1 stays."""
+    common, offset = [[] for _ in steps], 0
+    for block in blocks:
+        for row, count in zip(common, (block.counts > 0).sum(1).tolist(), strict=True):
+            row += range(offset, offset + count)
+        offset += block.counts.shape[1]
+    tables = torch.nn.utils.rnn.pad_sequence([torch.tensor([*row, -1]) for row in common], batch_first=True)
+    places = steps.where(steps >= 0, torch.tensor([len(row) for row in common], device=steps.device)[:, None])
+    return tables.to(steps.device).gather(1, places)
