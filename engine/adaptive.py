@@ -5,17 +5,19 @@ scores keep theirs. So tokens that a network is sure of come first, and the law 
 sampling, nor of any other model: no order of revealing that looks at the tokens drawn leaves it as it was.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
 
-from unmask.reveal import MAX_STEPS
+from unmask.arguments import checked_steps, checked_whole
+from unmask.kernels.checks import check_number
+from unmask.reveal import register
 
 SCORES = ("probability", "margin", "entropy", "random")
 RULES = ("steps", "per_step", "threshold", "entropy_bound")
+OPTIONS = (*RULES, "eps", "temperature_of_order", "untempered", "doubted")
 
 
 @dataclass(frozen=True)
@@ -65,23 +67,20 @@ class Confidence:
         if self.score not in SCORES:
             raise ValueError(f"score must be one of {', '.join(SCORES)}, got {self.score!r}")
         self._check_rule()
-        for name, most in (("steps", MAX_STEPS), ("per_step", None)):
-            value = getattr(self, name)
-            if value is not None and not (_whole(value) and 1 <= value <= (most or value)):
-                raise ValueError(f"{name} must be a whole number from 1{f' to {most}' if most else ''}, got {value!r}")
-        for name in ("threshold", "entropy_bound", "temperature_of_order"):
-            value = getattr(self, name)
-            if value is not None and not (_real(value) and 0 <= value < float("inf")):
-                raise ValueError(f"{name} must be a finite number, 0 or above, got {value!r}")
-        if self.eps is not None and not (_real(self.eps) and 0 < self.eps < 1):
+        if self.steps is not None:
+            checked_steps(self.steps)
+        if self.per_step is not None:
+            checked_whole("per_step", self.per_step, least=1)
+        for name in ("threshold", "entropy_bound", "temperature_of_order", "eps"):
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), low=0)
+        if self.eps is not None and not 0 < self.eps < 1:
             raise ValueError(f"eps must lie between 0 and 1, got {self.eps!r}")
         if self.temperature_of_order and self.counts(1) is None:
-            raise ValueError("temperature_of_order must be 0 where scores decide how many are revealed, got "
-                             f"{self.temperature_of_order}")  # fmt: skip
+            got = self.temperature_of_order
+            raise ValueError(f"temperature_of_order must be 0 where scores decide how many are revealed, got {got}")
         if (self.untempered or self.doubted) and self.score != "probability":
-            raise ValueError(
-                f"untempered and doubted must be left out unless score is 'probability', got {self.score!r}"
-            )
+            raise ValueError(f"score must be 'probability' with untempered or doubted, got {self.score!r}")
 
     def _check_rule(self) -> None:
         given = [name for name in RULES if getattr(self, name) is not None]
@@ -118,27 +117,26 @@ class Confidence:
         return f"confidence:{self.score}:{','.join(words)}"
 
 
-SPELLING = (
-    "confidence:probability|margin|entropy|random:steps=N[,eps=E]|per_step=K|threshold=T|entropy_bound=G"
-    "[,temperature_of_order=T][,untempered][,doubted=ID+ID]"
+def _spelled(parts: list[str]) -> Confidence | None:
+    """The policy of "probability:steps=64", "margin:per_step=2", ..., cut at its colons."""
+    if len(parts) != 2:
+        return None
+    kinds = {"steps": int, "per_step": int, "doubted": _ids}
+    options = {}
+    for word in parts[1].split(","):
+        name, equals, value = word.partition("=")
+        if name not in OPTIONS or bool(equals) == (name == "untempered"):
+            raise ValueError(f"an option must be one of {', '.join(OPTIONS)}, got {word!r}")
+        options[name] = kinds.get(name, float)(value) if equals else True
+    return Confidence(parts[0], **options)
+
+
+register(
+    "confidence",
+    _spelled,
+    f"confidence:{'|'.join(SCORES)}:steps=N[,eps=E]|per_step=K|threshold=T|entropy_bound=B[,temperature_of_order=T]"
+    "[,untempered][,doubted=ID+ID]",
 )
-
-
-def parse(text: str) -> Confidence:
-    """The policy that `text` spells: "confidence:probability:steps=64", "confidence:margin:per_step=2", ...
-
-    Raises ValueError, which names the form and what is wrong.
-    """
-    kinds = {"steps": int, "per_step": int, "untempered": bool, "doubted": _ids}
-    try:
-        kind, score, words = text.split(":")
-        pairs = [word.partition("=") for word in words.split(",")]
-        options = {name: True if not equals else kinds.get(name, float)(value) for name, equals, value in pairs}
-        if kind != "confidence":
-            raise ValueError("it does not begin with confidence")
-        return Confidence(score, **options)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f'reveal must be "{SPELLING}", got {text!r}: {error}') from None
 
 
 class Trajectory(NamedTuple):
@@ -197,11 +195,3 @@ def _dream_counts(num_masked: int, steps: int, eps: float) -> np.ndarray:
 
 def _ids(text: str) -> tuple[int, ...]:
     return tuple(int(one) for one in text.split("+"))
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-def _real(value: object) -> bool:
-    return isinstance(value, Sequence) is False and isinstance(value, int | float | np.number) and value == value

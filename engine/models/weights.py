@@ -1,6 +1,6 @@
 """A checkpoint's tensors on their way into a trunk."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -60,4 +60,3 @@ class Weights:
         sizes = [len(fused) * share // sum(shares) for share in shares]
         bias = torch.cat(biases).split(sizes) if biases else [None] * len(sizes)
         return tuple(map(Linear, fused.split(sizes), bias))
-
