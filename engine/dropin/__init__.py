@@ -18,7 +18,12 @@ from unmask.dropin.patching import named, restore
 
 __all__ = ["PEERS", "patch", "unpatch"]
 
-PEERS: dict[str, str] = {}  # module -> what `patch` takes of it, in words; the first that fits serves
+# module -> what `patch` takes of it, in words; the first that fits serves
+PEERS: dict[str, str] = {
+    "llada": "LLaDA's module with generate",
+    "dream": "a model of Dream's with diffusion_generate",
+    "dllm": "dllm's MDLMSampler",
+}
 
 
 def patch(obj: Any, **options: Any) -> None:

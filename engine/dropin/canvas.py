@@ -13,8 +13,8 @@ from unmask.samples import Sample
 class Canvas:
     """B rows of T positions, some of them padding.
 
-    tokens: int64 [B, T], the mask id wherever a token is to be sampled. valid: bool [B, T], False on padding: no network
-    sees it, and positions count from the first valid one.
+    tokens: int64 [B, T], the mask id wherever a token is to be sampled. valid: bool [B, T], False on padding: no
+    network sees it, and only valid positions count.
     """
 
     tokens: Tensor

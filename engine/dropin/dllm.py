@@ -21,8 +21,9 @@ class MDLMSamplerConfig:
     """max_new_tokens: of each row; 0 or None where `max_length` counts those of the longest. steps: in all, shared
     equally among the blocks of `block_size`. stochastic_transfer: how many a step reveals is binomial. cfg_scale,
     cfg_keep_tokens: unsupervised guidance, and ids that stay in its unconditional input. suppress_tokens: never drawn.
-    begin_suppress_tokens: without part in the law that confidence is measured in. right_shift_logits: row i - 1 predicts
-    position i. return_dict: return a `BaseSamplerOutput`. seed: unsigned 64-bit; None draws it from torch's generator.
+    begin_suppress_tokens: drawn, but nothing is ever sure of them (as published; see `Confidence`). right_shift_logits:
+    row i - 1 predicts position i. return_dict: return a `BaseSamplerOutput`. seed: unsigned 64-bit; None draws it from
+    torch's generator.
     """
 
     return_dict: bool = False
@@ -74,8 +75,8 @@ class MDLMSampler:
     """Fills masked positions block by block, the most confident first.
 
     model: a live module (see `unmask.wrap`), a denoiser, or where one is stored. tokenizer: anything with
-    `mask_token_id`, `eos_token_id` and `bos_token_id`. scheduler: anything with `reverse_mask_prob(s=, t=)`, the share of
-    what is masked at time t that still is at s; None is the linear one.
+    `mask_token_id`, `eos_token_id` and `bos_token_id`. scheduler: anything with `reverse_mask_prob(s=, t=)`, the share
+    of what is masked at time t that still is at s; None is the linear one.
     """
 
     model: Model
@@ -142,7 +143,9 @@ class MDLMSampler:
             windows = [(block.window, block.counts) for block in blocks]
             history = list(plain.reveal_blocks(denoiser, canvas, windows, options.rule, generator))
         else:
-            sampler = options.rule.sampler(denoiser, size, Transferred, steps=len(shares), shares=shares)
+            sampler = options.rule.sampler(
+                denoiser, size, len(canvas.tokens), Transferred, steps=len(shares), shares=shares
+            )
             finished, steps = canvas.sample(sampler, seeds.resolve(options.seed))
             history = finished.history(common_steps(blocks, steps), sum(block.counts.shape[1] for block in blocks))
         tokens = history[-1] if history else canvas.tokens

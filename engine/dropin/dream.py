@@ -1,6 +1,7 @@
 """Dream's `diffusion_generate` (github.com/DreamLM/Dream; Ye et al. 2025, arXiv 2508.15487), without its logits."""
 
 import warnings
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -110,18 +111,18 @@ def diffusion_generate(
 ) -> DreamModelOutput | Tensor:
     """Prompts int64 [B, P] continued, int64 [B, T] on their device; mask ids in a prompt are filled as well.
 
-    With `alg` maskgit_plus, topk_margin or entropy, temperature 0 and no `alg_temp` these are the tokens of the published
-    function, but for scores that differ by less than the rounding of the logits; otherwise they have its law. Two
-    things differ: steps reveal as many positions of a row as its own mask ids ask for, not the mean of the batch; and
-    with `alg="origin"` the mask id is never drawn.
+    With `alg` maskgit_plus, topk_margin or entropy, temperature 0 and no `alg_temp` these are the tokens of the
+    published function, but for scores that differ by less than the rounding of the logits; otherwise they have its law.
+    Two things differ: steps reveal as many positions of a row as its own mask ids ask for, not the mean of the batch;
+    and with `alg="origin"` the mask id is never drawn.
 
     model: a live module (see `unmask.wrap`), a denoiser, or where one is stored. generation_config: anything with the
     attributes of `Options`; keywords take precedence. attention_mask: zeros are padding, which no network sees.
     generation_tokens_hook_func, generation_logits_hook_func: see `Hooks`. seed: unsigned 64-bit; None draws it from
     torch's generator. With `return_dict_in_generate` a `DreamModelOutput`, with its history if `output_history`.
 
-    Hooks, and top_p together with top_k, take the slow path, with a `SlowPathWarning`. Raises ValueError for options out
-    of range and for what a hook returns in the wrong shape, TypeError for unknown options.
+    Hooks, and top_p together with top_k, take the slow path, with a `SlowPathWarning`. Raises ValueError for options
+    out of range and for what a hook returns in the wrong shape, TypeError for unknown options.
     """
     hooks = Hooks(kwargs.pop("generation_tokens_hook_func", None), kwargs.pop("generation_logits_hook_func", None))
     attention_mask = kwargs.pop("attention_mask", None)
@@ -132,7 +133,7 @@ def diffusion_generate(
     if slow := _needs_logits(options, hooks):
         plain.warn(slow)
         loop = dream_loop(denoiser, canvas, options.loop, hooks, plain.generator_of(seed))
-        history = list(loop) if keep_history else [_last(loop)]
+        history = list(loop) if keep_history else deque(loop, maxlen=1)
         tokens = history[-1]
     else:
         tokens, history = _sample(denoiser, canvas, options, seeds.resolve(seed), keep_history)
@@ -168,15 +169,10 @@ def _sample(
     top_k = None if options.top_k is None else min(options.top_k, denoiser.spec.vocab_size)
     adaptive = options.alg != "origin"
     choose = Categorical(options.temperature, top_k=top_k, top_p=options.top_p, draw_mask=adaptive)
-    finished, steps = canvas.sample(Sampler(denoiser, reveal=options.reveal, choose=choose), seed)
+    sampler = Sampler(denoiser, reveal=options.reveal, choose=choose, max_batch=len(canvas.tokens))
+    finished, steps = canvas.sample(sampler, seed)
     history = finished.history(steps, options.steps) if keep_history else None
     return finished.tokens, history
-
-
-def _last(loop):
-    for tokens in loop:
-        pass
-    return tokens
 
 
 def fits(obj: Any) -> bool:

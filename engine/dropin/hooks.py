@@ -70,8 +70,8 @@ def dream_loop(
 ) -> Iterator[Tensor]:
     """Tokens int64 [B, T] after each step; Ye et al. 2025, arXiv 2508.15487. How many are revealed is counted by row.
 
-    With `alg="origin"` masked positions are revealed independently of each other, otherwise the most confident ones. The
-    mask id takes part in the law: a position that draws it stays masked.
+    With `alg="origin"` masked positions are revealed independently of each other, otherwise the most confident ones.
+    The mask id takes part in the law: a position that draws it stays masked.
     """
     x = hooks.on_tokens(None, canvas.tokens.clone(), None)
     for step in range(options.steps):

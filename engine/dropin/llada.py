@@ -41,8 +41,8 @@ def generate(
     model: a live module (see `unmask.wrap`), a denoiser, or where one is stored. attention_mask: zeros on the left of a
     row are padding, which no network sees. steps: in all; each block of `block_length` tokens takes an equal share of
     them. remasking: "low_confidence" reveals the tokens with the highest probability, "random" any. logits_eos_inf:
-    never draw id 126081. confidence_eos_eot_inf: reveal ids 126081 and 126348 last. seed: unsigned 64-bit; None draws it
-    from torch's generator.
+    never draw id 126081. confidence_eos_eot_inf: reveal ids 126081 and 126348 last. seed: unsigned 64-bit; None draws
+    it from torch's generator.
 
     Mask ids in the prompt take the slow path, with a `SlowPathWarning`.
 
@@ -61,7 +61,7 @@ def generate(
         blocks = _plain_blocks(canvas, prompt.shape[1], num_blocks, block_length, block_steps)
         *_, tokens = plain.reveal_blocks(denoiser, canvas, blocks, rule, plain.generator_of(seed))
         return tokens
-    sampler = rule.sampler(denoiser, block_length, steps=block_steps)
+    sampler = rule.sampler(denoiser, block_length, len(prompt), steps=block_steps)
     return canvas.sample(sampler, seeds.resolve(seed))[0].tokens
 
 
@@ -96,7 +96,7 @@ def _canvas(prompt: Tensor, attention_mask: Tensor | None, gen_length: int, mask
 
 
 def _plain_blocks(canvas: Canvas, start: int, num_blocks: int, length: int, steps: int):
-    """What `plain.reveal_blocks` takes: all that is masked before a block's end, and equal counts, the remainder first."""
+    """As `plain.reveal_blocks` takes them: all that is masked before a block's end; equal counts, the remainder first."""
     place = torch.arange(canvas.tokens.shape[1], device=canvas.tokens.device).expand_as(canvas.tokens)
     counts = torch.full((len(canvas.tokens), steps), length // steps)
     counts[:, : length % steps] += 1

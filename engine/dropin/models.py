@@ -23,8 +23,8 @@ def denoiser_of(
 ) -> Denoiser:
     """A denoiser as it is, a live module wrapped (see `unmask.wrap`), or one loaded (see `unmask.load`).
 
-    mask_id: what the caller says it is; None leaves it to the model. shift: whether row i - 1 predicts position i, where
-    the published function decides that and not the model (see `DenoiserSpec`); None leaves it to the model.
+    mask_id: what the caller says it is; None leaves it to the model. shift: whether row i - 1 predicts position i,
+    where the published function decides that and not the model (see `DenoiserSpec`); None leaves it to the model.
     Raises ValueError where the model's mask id is another one.
     """
     if isinstance(model, nn.Module) and not isinstance(model, Denoiser):

@@ -30,7 +30,9 @@ class Rule:
         if self.remasking not in REMASKING:
             raise ValueError(f"remasking must be one of {', '.join(REMASKING)}, got {self.remasking!r}")
 
-    def sampler(self, denoiser: Denoiser, length: int, policy: type[Confidence] = Confidence, **counts: Any) -> Sampler:
+    def sampler(
+        self, denoiser: Denoiser, length: int, max_batch: int, policy: type[Confidence] = Confidence, **counts: Any
+    ) -> Sampler:
         """Its sampler, over blocks of `length` masked positions. counts: how many a step reveals, as of `policy`."""
         if self.kept and self.guidance:
             raise ValueError(f"kept must be empty with guidance, got {self.kept}")
@@ -41,4 +43,5 @@ class Rule:
             reveal=Blocks(policy(REMASKING[self.remasking], **counts), length),
             choose=Categorical(self.temperature, suppress=self.suppress, draw_mask=True),
             guidance=self.guidance,
+            max_batch=max_batch,
         )

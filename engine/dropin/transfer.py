@@ -25,7 +25,7 @@ class Transferred(Confidence):
 
 
 def rounded(num_masked: int, shares: tuple[float, ...]) -> np.ndarray:
-    """int64 [S], how many of `num_masked` positions each step that reveals any reveals; halves go to the even number."""
+    """int64 [S], how many of `num_masked` positions each step reveals that reveals any; halves become even numbers."""
     counts = []
     for share in shares:
         counts.append(int(np.round((num_masked - sum(counts)) * share)))
