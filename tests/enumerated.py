@@ -53,8 +53,8 @@ def written(state: State, places: Iterable[int], tokens: dict[int, int]) -> Stat
 def confident(model, mask_id: int, end: int, count: int, law: Callable, score: Callable, order=None) -> Step:
     """A step that draws a token for every masked place before `end` and keeps the `count` with the best scores.
 
-    law(logits) -> probabilities [L, V] to draw from; score(logits, place, token). order: the temperature at which places
-    are drawn by their scores instead.
+    law(logits) -> probabilities [L, V] to draw from; score(logits, place, token). order: the temperature at which
+    places are drawn by their scores instead.
     """
 
     def step(state: State) -> Iterable[tuple[State, float]]:

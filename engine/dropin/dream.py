@@ -154,7 +154,7 @@ def _needs_logits(options: Options, hooks: Hooks) -> str | None:
 
 def _canvas(inputs: Tensor, attention_mask: Tensor | None, options: Options, mask_id: int) -> Canvas:
     if attention_mask is None and options.pad_token_id is not None and (inputs == options.pad_token_id).any():
-        warnings.warn("inputs hold pad_token_id and there is no attention_mask: padding is read as text", stacklevel=3)
+        warnings.warn("inputs hold pad_token_id and there is no attention_mask: padding is read as text", stacklevel=4)
     valid = valid_of(attention_mask, inputs, left=False)
     num_new = options.length(inputs.shape[1]) - inputs.shape[1]
     tokens = torch.nn.functional.pad(inputs, (0, num_new), value=mask_id)

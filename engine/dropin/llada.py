@@ -96,7 +96,7 @@ def _canvas(prompt: Tensor, attention_mask: Tensor | None, gen_length: int, mask
 
 
 def _plain_blocks(canvas: Canvas, start: int, num_blocks: int, length: int, steps: int):
-    """As `plain.reveal_blocks` takes them: all that is masked before a block's end; equal counts, the remainder first."""
+    """As `plain.reveal_blocks` takes them: all that is masked before a block's end, and equal counts."""
     place = torch.arange(canvas.tokens.shape[1], device=canvas.tokens.device).expand_as(canvas.tokens)
     counts = torch.full((len(canvas.tokens), steps), length // steps)
     counts[:, : length % steps] += 1

@@ -23,7 +23,7 @@ class SlowPathWarning(UserWarning):
 
 def warn(reason: str) -> None:
     """The one warning of a call that takes the slow path, shown where the drop-in function was called."""
-    warnings.warn(f"{reason}; the slow path serves this call and stores all logits", SlowPathWarning, stacklevel=3)
+    warnings.warn(f"{reason}; the slow path serves this call and stores all logits", SlowPathWarning, stacklevel=4)
 
 
 def generator_of(seed: int | None) -> torch.Generator | None:
