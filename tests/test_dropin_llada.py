@@ -22,6 +22,7 @@ SETTINGS = [  # steps, gen_length, block_length, cfg_scale
 ]
 
 
+@torch.no_grad()
 def published(model, prompt, steps, gen_length, block_length, cfg_scale=0.0, never=(), doubted=()):
     """The greedy loop, one row and one position at a time."""
     rows = []
@@ -49,7 +50,6 @@ def published(model, prompt, steps, gen_length, block_length, cfg_scale=0.0, nev
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("setting", SETTINGS)
-@torch.no_grad()
 def test_greedy_tokens_are_those_of_the_published_loop(setting, seed):
     steps, gen_length, block_length, cfg_scale = setting
     model, prompt = TinyModel(seed), prompts(2, 5, seed=seed)
@@ -106,7 +106,7 @@ def test_tokens_that_are_drawn_have_the_published_law(remasking, temperature):
     else:
         score = lambda logits, place, token: softmax(logits)[place, token]  # noqa: E731
         steps = [confident(model, 3, 5, 2, tempered, score)] * 2
-    prompt = torch.zeros(6000, 1, dtype=torch.int64)
+    prompt = torch.zeros(3000, 1, dtype=torch.int64)
     ours = llada.generate(model, prompt, temperature=temperature, remasking=remasking, **TINY, seed=1)
     law = law_after((0, 3, 3, 3, 3), steps)
     assert sum(chance for outcome, chance in law.items() if 3 in outcome) > 0.05

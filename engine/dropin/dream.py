@@ -1,5 +1,6 @@
 """Dream's `diffusion_generate` (github.com/DreamLM/Dream; Ye et al. 2025, arXiv 2508.15487), without its logits."""
 
+import inspect
 import warnings
 from collections import deque
 from collections.abc import Mapping
@@ -75,10 +76,11 @@ class Options:
     def __post_init__(self) -> None:
         if self.alg not in ALGORITHMS:
             raise ValueError(f"alg must be one of {', '.join(ALGORITHMS)}, got {self.alg!r}")
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
-        if not 0 <= self.eps < 1:
-            raise ValueError(f"eps must satisfy 0 <= eps < 1, got {self.eps}")
+        for name in ("steps", "num_return_sequences"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 < self.eps < 1:
+            raise ValueError(f"eps must satisfy 0 < eps < 1, got {self.eps}")
 
     def length(self, prompt_length: int) -> int:
         """Of the whole rows."""
@@ -182,7 +184,8 @@ def fits(obj: Any) -> bool:
 
 def patch(obj: Any, *, seed: int | None = None) -> None:
     """Serve `diffusion_generate` of a live model here; it returns the model's own output class."""
-    theirs = getattr(obj.diffusion_generate, "__globals__", {}).get("DreamModelOutput", DreamModelOutput)
+    published = inspect.unwrap(obj.diffusion_generate)
+    theirs = getattr(published, "__globals__", {}).get("DreamModelOutput", DreamModelOutput)
 
     def diffusion_generate_here(self, inputs=None, generation_config=None, **kwargs):
         output = diffusion_generate(self, inputs, generation_config, **{"seed": seed, **kwargs})
