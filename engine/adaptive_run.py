@@ -72,8 +72,7 @@ class AdaptiveSlots(Slots):
     def nbytes(limits: Limits) -> int:
         return Slots.nbytes(limits) + (limits.max_resident * limits.max_length + 1) * 4
 
-    def admit(self, loaded: LoadedTick) -> None:
-        super().admit(loaded)
+    def _reset_steps(self, loaded: LoadedTick) -> None:
         (reveal_step,) = self._rows(self.reveal_step)
         for slots, _ in loaded.admitted:
             reveal_step.index_fill_(0, slots, -1)
@@ -274,13 +273,13 @@ class AdaptiveRun(Run):
         packed = Packed.of(tokens, inputs.starts, self._models[0].spec.mask_id)
         left = packed.per_sequence(packed.masked)
         if self._stop_id is not None:
-            stopped = self._stopped(bucket, inputs, packed, ends)
+            stopped = self._at_stop(bucket, inputs, packed, ends)
             self._fill(inputs, packed, stopped)
             left = torch.where(stopped, 0, left)
         nobody = len(self._slots.num_left) - 1
         self._slots.num_left.index_copy_(0, torch.where(inputs.ends == 0, nobody, inputs.slots), left)
 
-    def _stopped(self, bucket: AdaptiveBucket, inputs: AdaptiveInputs, packed: Packed, ends: Tensor) -> Tensor:
+    def _at_stop(self, bucket: AdaptiveBucket, inputs: AdaptiveInputs, packed: Packed, ends: Tensor) -> Tensor:
         """bool [B]: whose window is complete, with the stop among what was drawn so far."""
         step = torch.empty_like(packed.tokens, dtype=torch.int32)
         self._slots.gather(bucket, inputs, out=step, source=self._slots.reveal_step)

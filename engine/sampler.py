@@ -319,16 +319,18 @@ class Sampler:
     def _adaptive_source(
         self, requests: Iterable[tuple[np.ndarray, int]], constraints: Constraints
     ) -> Iterator[Request]:
-        """Sequences one by one, as they find a slot."""
+        """Sequences with their steps, as the run asks for them."""
         index = 0
         for template, count in requests:
             positions = np.flatnonzero(template == self.mask_id)
             steps = trajectory(self.reveal, positions, draw_mask=self.choose.draw_mask)
             models, _, stops = zip(*self._segments(len(positions)), strict=True)
             model = np.array(models, np.int8)[np.searchsorted(stops, steps.step, side="right")]
-            for sequence in range(index, index + count):
-                allowed = constraints.of(sequence, positions, len(template)) if constraints else None
-                yield Request(np.array([sequence]), template, positions, steps, model, allowed)
+            size = 1 if constraints.one_for_each else PLANNED_POSITIONS
+            for start in range(index, index + count, size):
+                allowed = constraints.of(start, positions, len(template)) if constraints else None
+                sequence = np.arange(start, min(start + size, index + count))
+                yield Request(sequence, template, positions, steps, model, allowed)
             index += count
 
     def _source(

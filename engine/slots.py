@@ -57,6 +57,9 @@ class Slots:
                 self._write(getattr(self, name), slots, row)
             self._write(self.template, slots, rows["tokens"])
             logprobs.index_fill_(0, slots, 0.0)
+        self._reset_steps(loaded)
+
+    def _reset_steps(self, loaded: LoadedTick) -> None:
         for slots, _, _ in loaded.tick.admitted:
             self.reveal_step[slots] = -1
 
