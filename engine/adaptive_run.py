@@ -124,6 +124,8 @@ class AdaptiveRun(Run):
         self._found: Candidates | None = None
         self._kept: Tensor | None = None
         super().__init__(denoisers, timeline, **options)
+        shared = policy.eps is not None and self._choose.draw_mask
+        self._shares = torch.from_numpy(policy.shares).to(self._device) if shared else None
         self._doubtful = {}
         if policy.doubted:
             self._doubtful = {one: without(self._biases[one], policy.doubted) for one in self._models}
@@ -245,11 +247,18 @@ class AdaptiveRun(Run):
         """bool [R]: which candidates keep their token."""
         policy = self._policy
         if self._counted:
-            return found.best(drawn.score, inputs.counts)
+            return found.best(drawn.score, self._counts(inputs, found))
         if self._bounded:
             return found.bounded(drawn.score, drawn.entropy.float(), policy.entropy_bound)
         threshold = -policy.threshold if policy.score == "entropy" else policy.threshold
         return found.above(drawn.score, threshold, policy.per_step or 1)
+
+    def _counts(self, inputs: AdaptiveInputs, found: Candidates) -> Tensor:
+        """int64 [B]: how many candidates keep their token. Where a share of what is masked does and a token may be the
+        mask id, only the device knows how many are masked."""
+        if self._shares is None:
+            return inputs.counts
+        return (found.num * self._shares[inputs.steps % len(self._shares)]).long()
 
     def _reveal(self, inputs: AdaptiveInputs, found: Candidates, drawn: Drawn, kept: Tensor) -> None:
         kept = kept & (drawn.token >= 0)

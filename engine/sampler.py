@@ -324,7 +324,7 @@ class Sampler:
         index = 0
         for template, count in requests:
             positions = np.flatnonzero(template == self.mask_id)
-            steps = trajectory(self.reveal, positions)
+            steps = trajectory(self.reveal, positions, draw_mask=self.choose.draw_mask)
             models, _, stops = zip(*self._segments(len(positions)), strict=True)
             model = np.array(models, np.int8)[np.searchsorted(stops, steps.step, side="right")]
             size = 1 if constraints.one_for_each else PLANNED_POSITIONS

@@ -61,19 +61,8 @@ class Weights:
             part.copy_(matrix)
         return Linear(fused, None if biases[0] is None else torch.cat(biases))
 
-<<<<<<< HEAD
-    def split(self, names: tuple[str, ...], shares: tuple[int, ...]) -> tuple[Linear, ...]:
-        """The columns of all the named layers, cut in the proportion of `shares` into layers of their own."""
-        weights = [self._stored(name) for name in names]
-        fused = self._joined(weights)
-        biases = [bias for name in names if (bias := self._bias(name)) is not None]
-        sizes = [len(fused) * share // sum(shares) for share in shares]
-        bias = torch.cat(biases).split(sizes) if biases else [None] * len(sizes)
-        return tuple(map(Linear, fused.split(sizes), bias))
-=======
     def _placed(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         return tensor.to(self.device, dtype, copy=not self._share).contiguous()
 
     def _is_placed(self, tensor: Tensor) -> bool:
         return tensor.device == self.device and tensor.dtype is self._dtype
->>>>>>> 7be577e8a2166170c68f0c640f1ba3cac8e610ce
