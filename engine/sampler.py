@@ -44,7 +44,8 @@ class Sampler:
     models: one denoiser, or several by name; they must share vocabulary size, mask id, tokenizer and device.
     schedule: which model takes which steps, "light:125 heavy:750 light:125" or in percent (see `Schedule`); may be left
         out for a single model.
-    reveal: when positions are revealed: `Ancestral(steps)`, `FirstHitting()`, `Fixed(steps)`, `Order(order)`.
+    reveal: when positions are revealed: `Ancestral(steps)`, `FirstHitting()`, `Fixed(steps)`, `Order(order)`,
+        `Blocks(policy, length)`, `Remask(steps, schedule)`.
     choose: what token is written: `Categorical(temperature, top_k, top_p)`.
     max_batch: sequences of one network call. max_resident: sequences in progress at once, 16 times `max_batch` unless
         given; more of them fill ticks better and cost only their tokens.

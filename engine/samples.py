@@ -68,7 +68,7 @@ class Stats:
 
     @property
     def num_tokens(self) -> int:
-        """Positions revealed."""
+        """Positions revealed; those that were masked again count each time."""
         return sum(rows * count for (_, _, rows), count in self.cost.calls.items())
 
     @property
