@@ -60,8 +60,9 @@ class Sampler:
     models: one denoiser, or several by name; they must share vocabulary size, mask id, tokenizer and device.
     schedule: which model takes which steps, "light:125 heavy:750 light:125" or in percent (see `Schedule`); may be left
         out for a single model.
-    reveal: when positions are revealed. Planned: `Ancestral(steps)`, `FirstHitting()`, `Fixed(steps)`, `Order(order)`.
-        By what the network is sure of: `Confidence(score, steps=N)`. Either in `Blocks(policy, length)`.
+    reveal: when positions are revealed. Planned: `Ancestral(steps)`, `FirstHitting()`, `Fixed(steps)`, `Order(order)`,
+        `Remask(steps, schedule)`. By what the network is sure of: `Confidence(score, steps=N)`. Either in
+        `Blocks(policy, length)`.
     choose: what token is written: `Categorical(temperature, top_k, top_p, suppress, begin_suppress)`.
     guidance: scale w of unsupervised classifier-free guidance (Nie et al. 2025, arXiv 2502.09992): tokens are drawn
         from logits (1 + w) l - w u, u those of the sequence with its given positions masked. Two network calls for one.
