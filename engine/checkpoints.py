@@ -96,7 +96,7 @@ def build(
     that have their dtype and device already are used as they are, not copied; they must not change then. On a CPU most
     products have a layout of their own and are copied all the same.
     """
-    return _make(_describe(stored, open_tokenizer(tokenizer), name, mask_id), dtype, device, share)
+    return _make(examine(stored, open_tokenizer(tokenizer), name, mask_id), dtype, device, share)
 
 
 def _make(found: Checkpoint, dtype: torch.dtype | str, device: torch.device | str, share: bool = False) -> Denoiser:
@@ -181,13 +181,18 @@ def read(
     mask_id: int | None = None,
 ) -> Checkpoint:
     """A checkpoint that `load` makes a denoiser of; arguments and errors as there."""
-    stored = _whole(read_files(_find(source)))
+    stored = find(source)
     named = name or stored.config.get("name") or Path(source).resolve().name
-    return _describe(stored, open_tokenizer(tokenizer, stored.path), named, mask_id)
+    return examine(stored, open_tokenizer(tokenizer, stored.path), named, mask_id)
 
 
-def _describe(stored: Stored, tokenizer: Tokenizer | None, name: str | None, mask_id: int | None) -> Checkpoint:
-    """Checks configuration and tensors."""
+def find(source: str | os.PathLike[str]) -> Stored:
+    """What the files of a checkpoint hold, an early exit's with those of its body."""
+    return _whole(read_files(_find(source)))
+
+
+def examine(stored: Stored, tokenizer: Tokenizer | None, name: str | None, mask_id: int | None) -> Checkpoint:
+    """A checkpoint whose configuration and tensors are checked."""
     if mask_id is not None:
         stored = replace(stored, config={**stored.config, "mask_id": mask_id})
     path = stored.path
