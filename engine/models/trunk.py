@@ -238,9 +238,7 @@ class _Call:
         if block.head_norms is not None:
             of_queries, of_keys = block.head_norms
             query, key = self.norm_heads(query, of_queries, "query"), self.norm_heads(key, of_keys, "key")
-        options |= {"lengths": self.batch.lengths, "rope": self.model.layers.rope}
-        if self.model.style.block is not None:
-            options["block"] = self.model.style.block
+        options |= {"lengths": self.batch.lengths, "rope": self.model.layers.rope, "block": self.model.style.block}
         with self.spans("attention"):
             return attention(query, key, value, **options)
 
