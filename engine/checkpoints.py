@@ -24,12 +24,13 @@ from unmask.files import publish
 from unmask.layouts import Stored, check, describe, read_files, read_json
 from unmask.models.dit import DiT
 from unmask.pickles import CheckpointError
-from unmask.shards import FILES, Renamed
+from unmask.shards import Renamed
 from unmask.workspace import Workspace
 
 ASSETS = Path(__file__).parent / "assets"
-SHARDS = "model-*-of-*.safetensors", "pytorch_model-*-of-*.bin"
-HUB_FILES = "config.json", "tokenizer.json", *FILES, *SHARDS
+# What is fetched of a hub folder: pickled weights only if there are no others.
+HUB_FILES = "config.json", "tokenizer.json", "model.safetensors*", "model-*-of-*.safetensors"
+HUB_PICKLES = "pytorch_model.bin*", "pytorch_model-*-of-*.bin"
 BLOCK_TOKENS, BLOCK_FLOPS = 1024, 20 * 10**9  # of the call that is timed to choose a dtype
 
 
@@ -315,7 +316,10 @@ def _download(hub_id: str) -> Path:
     from huggingface_hub import errors, snapshot_download  # half a second, and only needed here
 
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=list(HUB_FILES)))
+        folder = Path(snapshot_download(hub_id, allow_patterns=list(HUB_FILES)))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(hub_id, allow_patterns=[*HUB_FILES, *HUB_PICKLES]))
+        return folder
     except errors.RepositoryNotFoundError as error:
         raise CheckpointError(f"{hub_id!r} is neither a folder nor a public model on the Hugging Face hub") from error
     except (OSError, errors.HFValidationError) as error:
