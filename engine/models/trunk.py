@@ -250,9 +250,7 @@ class _Call:
             options = {"row_counts": lengths, "positions": context.positions} | options
             key, value = context.exchange(self.index, key, value)
             lengths = context.lengths
-        options |= {"lengths": lengths, "rope": self.model.layers.rope}
-        if self.model.style.block is not None:
-            options["block"] = self.model.style.block
+        options |= {"lengths": lengths, "rope": self.model.layers.rope, "block": self.model.style.block}
         with self.spans("attention"):
             return attention(query, key, value, **options)
 
