@@ -98,9 +98,15 @@ class Confidence:
         if self.per_step is not None:
             return np.diff(np.append(np.arange(0, num_masked, self.per_step), num_masked))
         if self.eps is not None:
-            return _dream_counts(num_masked, self.steps, self.eps)
+            return _dream_counts(num_masked, self.shares)
         base, remainder = divmod(num_masked, self.steps)
         return base + (np.arange(self.steps) < remainder)
+
+    @property
+    def shares(self) -> np.ndarray:
+        """float32 [steps], with `eps`: of what is still masked, the share that each step reveals."""
+        times = torch.linspace(1, self.eps, self.steps + 1)
+        return np.append((1 - times[1:] / times[:-1]).numpy()[:-1], np.float32(1))
 
     def num_steps(self, num_masked: int) -> int:
         """Length of the trajectory of `num_masked` positions, at most."""
@@ -143,8 +149,9 @@ class Trajectory(NamedTuple):
     """What the host knows of the steps of one sequence, K of them.
 
     step: int32 [K], their numbers; a step that reveals nothing is left out. end: int32 [K], where the window ends, -1
-    where the device knows. count: int32 [K], how many to reveal, -1 where scores decide. num_rows: int32 [K], how many
-    candidates there are at most. group_end: int32 [n], the end of the window of each masked position.
+    where the device knows. count: int32 [K], how many to reveal, at most where what is drawn may stay masked, -1 where
+    scores decide. num_rows: int32 [K], how many candidates there are at most. group_end: int32 [n], the end of the
+    window of each masked position.
     """
 
     step: np.ndarray
@@ -161,8 +168,11 @@ def groups(policy: object, num_masked: int) -> tuple[Confidence, list[tuple[int,
     return inner, [(start, min(start + length, num_masked)) for start in range(0, num_masked, length)]
 
 
-def trajectory(policy: object, positions: np.ndarray) -> Trajectory:
-    """The steps of `policy`, a `Confidence` or `Blocks` of one, over the masked positions int64 [n], ascending."""
+def trajectory(policy: object, positions: np.ndarray, *, draw_mask: bool = False) -> Trajectory:
+    """The steps of `policy`, a `Confidence` or `Blocks` of one, over the masked positions int64 [n], ascending.
+
+    draw_mask: what is revealed may stay masked, so a step may find, and with `eps` reveal, more than otherwise.
+    """
     inner, windows = groups(policy, len(positions))
     steps, offset = [], 0
     for start, stop in windows:
@@ -172,7 +182,9 @@ def trajectory(policy: object, positions: np.ndarray) -> Trajectory:
             steps += [(offset + k, -1, -1, size) for k in range(size)]
             offset += size
             continue
-        left = size - np.append(0, counts.cumsum()[:-1])
+        left = np.full_like(counts, stop) if draw_mask else size - np.append(0, counts.cumsum()[:-1])
+        if draw_mask and inner.eps is not None:
+            counts = (left.astype(np.float32) * inner.shares).astype(np.int64)
         steps += [
             (offset + k, end, count, rows)
             for k, (count, rows) in enumerate(zip(counts.tolist(), left.tolist(), strict=True))
@@ -183,14 +195,13 @@ def trajectory(policy: object, positions: np.ndarray) -> Trajectory:
     return Trajectory(*np.array(steps, np.int32).reshape(-1, 4).T, group_end.astype(np.int32))
 
 
-def _dream_counts(num_masked: int, steps: int, eps: float) -> np.ndarray:
+def _dream_counts(num_masked: int, shares: np.ndarray) -> np.ndarray:
     """As published, in float32: `int(masked * (1 - s / t))`."""
-    times = torch.linspace(1, eps, steps + 1)
-    shares, counts, left = (1 - times[1:] / times[:-1]), [], num_masked
-    for share in shares[:-1]:
-        counts.append(int(torch.tensor(float(left)) * share))
+    counts, left = [], num_masked
+    for share in shares:
+        counts.append(int(np.float32(left) * share))
         left -= counts[-1]
-    return np.array([*counts, left])
+    return np.array(counts)
 
 
 def _ids(text: str) -> tuple[int, ...]:

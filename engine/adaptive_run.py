@@ -3,6 +3,7 @@
 import math
 from collections import deque
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -72,8 +73,7 @@ class AdaptiveSlots(Slots):
     def nbytes(limits: Limits) -> int:
         return Slots.nbytes(limits) + (limits.max_resident * limits.max_length + 1) * 4
 
-    def admit(self, loaded: LoadedTick) -> None:
-        super().admit(loaded)
+    def _reset_steps(self, loaded: LoadedTick) -> None:
         (reveal_step,) = self._rows(self.reveal_step)
         for slots, _ in loaded.admitted:
             reveal_step.index_fill_(0, slots, -1)
@@ -124,6 +124,8 @@ class AdaptiveRun(Run):
         self._found: Candidates | None = None
         self._kept: Tensor | None = None
         super().__init__(denoisers, timeline, **options)
+        shared = policy.eps is not None and self._choose.draw_mask
+        self._shares = torch.from_numpy(policy.shares).to(self._device) if shared else None
         self._doubtful = {}
         if policy.doubted:
             self._doubtful = {one: without(self._biases[one], policy.doubted) for one in self._models}
@@ -245,11 +247,18 @@ class AdaptiveRun(Run):
         """bool [R]: which candidates keep their token."""
         policy = self._policy
         if self._counted:
-            return found.best(drawn.score, inputs.counts)
+            return found.best(drawn.score, self._counts(inputs, found))
         if self._bounded:
             return found.bounded(drawn.score, drawn.entropy.float(), policy.entropy_bound)
         threshold = -policy.threshold if policy.score == "entropy" else policy.threshold
         return found.above(drawn.score, threshold, policy.per_step or 1)
+
+    def _counts(self, inputs: AdaptiveInputs, found: Candidates) -> Tensor:
+        """int64 [B]: how many candidates keep their token. Where a share of what is masked does and a token may be the
+        mask id, only the device knows how many are masked."""
+        if self._shares is None:
+            return inputs.counts
+        return (found.num * self._shares[inputs.steps % len(self._shares)]).long()
 
     def _reveal(self, inputs: AdaptiveInputs, found: Candidates, drawn: Drawn, kept: Tensor) -> None:
         kept = kept & (drawn.token >= 0)
@@ -265,13 +274,13 @@ class AdaptiveRun(Run):
         packed = Packed.of(tokens, inputs.starts, self._models[0].spec.mask_id)
         left = packed.per_sequence(packed.masked)
         if self._stop_id is not None:
-            stopped = self._stopped(bucket, inputs, packed, ends)
+            stopped = self._at_stop(bucket, inputs, packed, ends)
             self._fill(inputs, packed, stopped)
             left = torch.where(stopped, 0, left)
         nobody = len(self._slots.num_left) - 1
         self._slots.num_left.index_copy_(0, torch.where(inputs.ends == 0, nobody, inputs.slots), left)
 
-    def _stopped(self, bucket: AdaptiveBucket, inputs: AdaptiveInputs, packed: Packed, ends: Tensor) -> Tensor:
+    def _at_stop(self, bucket: AdaptiveBucket, inputs: AdaptiveInputs, packed: Packed, ends: Tensor) -> Tensor:
         """bool [B]: whose window is complete, with the stop among what was drawn so far."""
         step = torch.empty_like(packed.tokens, dtype=torch.int32)
         self._slots.gather(bucket, inputs, out=step, source=self._slots.reveal_step)
@@ -288,10 +297,9 @@ class AdaptiveRun(Run):
         self._slots.reveal_step.index_copy_(0, targets, pad(inputs.steps, (0, 1))[owner].int())
 
     def _count(self, tick: Round) -> None:
-        rows = tick
-        if not self._executors[tick.model].padded:
-            rows = tick.with_rows(self._found.num.numpy().astype(np.int32), np.empty(0, np.int32))
-        super()._count(rows)
+        if not self._executors[tick.model].padded:  # else the host knows a bound only
+            tick = replace(tick, row_counts=self._found.num.numpy().astype(np.int32))
+        super()._count(tick)
 
     def _fetch(self, loaded: LoadedTick) -> Iterator[HandOut]:
         yield from super()._fetch(loaded)

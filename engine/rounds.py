@@ -16,7 +16,7 @@ from unmask.timeline import FREE, Limits, Packing, Tick, choose_batch
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """One sequence: its id as int64 [1], its template int64 [L], the masked positions int64 [n] of it, its steps, the
+    """S sequences that share a template int64 [L]: their ids int64 [S], its masked positions int64 [n], the steps, the
     model int8 [K] of each, and the list of ids int32 [L] that each position may draw from, if there are any lists."""
 
     sequence: np.ndarray
@@ -39,7 +39,7 @@ class Request:
         return rows if self.allowed is None else rows | {"allowed": self.allowed}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Round(Tick):
     """A tick of an adaptive policy. `row_counts` are the candidates of each sequence, at most, and `row_slot` and
     `row_position` are empty.
@@ -71,8 +71,9 @@ class Rounds:
         self.max_resident = max_resident
         self.stats = Packing(max_batch, num_models)
         self._source = iter(source)
-        self._waiting = next(self._source, None)
+        self._waiting, self._taken = next(self._source, None), 0
         self._requests: list[Request | None] = [None] * max_resident
+        self._sequence = np.zeros(max_resident, np.int64)
         self._cursor = np.zeros(max_resident, np.int64)
         self._length = np.zeros(max_resident, np.int64)
         self._next_model = np.full(max_resident, FREE, np.int64)
@@ -97,7 +98,7 @@ class Rounds:
     def release(self, slot: int, sequence: int) -> Request | None:
         """The sequence in `slot` is complete: its request, or None if it is there no more."""
         request = self._requests[slot]
-        if request is None or request.sequence[0] != sequence:
+        if request is None or self._sequence[slot] != sequence:
             return None
         self._free(slot)
         return request
@@ -106,14 +107,21 @@ class Rounds:
         self._requests[slot], self._next_model[slot] = None, FREE
 
     def _admit(self) -> tuple[tuple[np.ndarray, Request, np.ndarray], ...]:
-        admitted = []
-        for slot in np.flatnonzero(self._next_model == FREE):
-            if self._waiting is None:
-                break
-            request, self._waiting = self._waiting, next(self._source, None)
-            self._requests[slot], self._cursor[slot], self._length[slot] = request, 0, request.length
-            self._next_model[slot], self._admitted_at[slot] = request.model[0], self.stats.num_ticks
-            admitted.append((np.array([slot], np.int32), request, np.zeros(1, np.int64)))
+        """Fill free slots from the source; a request's sequences may be admitted over many ticks."""
+        admitted, free = [], np.flatnonzero(self._next_model == FREE)
+        while self._waiting is not None and len(free):
+            request = self._waiting
+            rows = np.arange(self._taken, min(self._taken + len(free), len(request.sequence)))
+            slots, free = free[: len(rows)], free[len(rows) :]
+            for slot in slots.tolist():
+                self._requests[slot] = request
+            self._sequence[slots], self._length[slots] = request.sequence[rows], request.length
+            self._cursor[slots], self._next_model[slots] = 0, request.model[0]
+            self._admitted_at[slots] = self.stats.num_ticks
+            admitted.append((slots.astype(np.int32), request, rows))
+            self._taken += len(rows)
+            if self._taken == len(request.sequence):
+                self._waiting, self._taken = next(self._source, None), 0
         return tuple(admitted)
 
     def _round(self, admitted: tuple[tuple[np.ndarray, Request, np.ndarray], ...]) -> Round:
@@ -130,7 +138,7 @@ class Rounds:
         tick = Round(
             model=int(self._next_model[slots[0]]),
             slots=slots.astype(np.int32),
-            sequences=np.concatenate([request.sequence for request in requests]),
+            sequences=self._sequence[slots],
             lengths=self._length[slots].astype(np.int32),
             row_counts=column("num_rows"),
             row_slot=np.empty(0, np.int32),

@@ -18,10 +18,13 @@ from unmask.dropin.patching import named, restore
 
 __all__ = ["PEERS", "patch", "unpatch"]
 
-PEERS = {  # what `patch` takes, in words; the first that fits serves
+PEERS = {  # module: what `patch` takes of it, in words; the first that fits serves
     "duo": "Duo's model (generate_samples, _ancestral_update)",
     "mdlm": "MDLM's Diffusion (_sample, _ddpm_caching_update)",
     "sedd": "SEDD's module `sampling` (get_pc_sampler, get_sampling_fn)",
+    "llada": "LLaDA's module with generate",
+    "dream": "a model of Dream's with diffusion_generate",
+    "dllm": "dllm's MDLMSampler",
 }
 
 
