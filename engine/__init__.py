@@ -15,8 +15,10 @@ from unmask.checkpoints import load, load_all
 from unmask.choose import Categorical
 from unmask.denoiser import Batch, Denoiser, DenoiserSpec, Head, LogitsDenoiser
 from unmask.kernels.checks import NonFiniteLogits
+from unmask.live import wrap
 from unmask.measure import calibrate
 from unmask.plan import Plan
+from unmask.remask import Remask
 from unmask.reveal import Ancestral, Blocks, FirstHitting, Fixed, Order
 from unmask.sampler import Sampler
 from unmask.samples import Sample, Samples
@@ -39,6 +41,7 @@ __all__ = [
     "NonFiniteLogits",
     "Order",
     "Plan",
+    "Remask",
     "Sample",
     "Sampler",
     "Samples",
@@ -47,4 +50,5 @@ __all__ = [
     "kernels",
     "load",
     "load_all",
+    "wrap",
 ]

@@ -3,6 +3,7 @@
 import math
 from collections import deque
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -296,10 +297,9 @@ class AdaptiveRun(Run):
         self._slots.reveal_step.index_copy_(0, targets, pad(inputs.steps, (0, 1))[owner].int())
 
     def _count(self, tick: Round) -> None:
-        rows = tick
-        if not self._executors[tick.model].padded:
-            rows = tick.with_rows(self._found.num.numpy().astype(np.int32), np.empty(0, np.int32))
-        super()._count(rows)
+        if not self._executors[tick.model].padded:  # else the host knows a bound only
+            tick = replace(tick, row_counts=self._found.num.numpy().astype(np.int32))
+        super()._count(tick)
 
     def _fetch(self, loaded: LoadedTick) -> Iterator[HandOut]:
         yield from super()._fetch(loaded)

@@ -13,10 +13,10 @@ import numpy as np
 from unmask.cost import Seconds
 from unmask.denoiser import Denoiser
 from unmask.files import replace_whole
-from unmask.work import AddNorm, Attention, Draw, Load, Operation, Product
+from unmask.work import AddNorm, Attention, Draw, Load, Operation, Product, SwiGLU
 
-_ONES = Product(1, 1, 1), Attention(1, 1, 1, 1, 1, 1), AddNorm(1, 1), Draw(1, 1, 1)  # one of each kind
-FORMAT = 1  # of the file, and of what its numbers mean
+_ONES = Product(1, 1, 1), Attention(1, 1, 1, 1, 1, 1), AddNorm(1, 1), SwiGLU(1, 1), Draw(1, 1, 1)  # one of each kind
+FORMAT = 2  # of the file, and of what its numbers mean
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,13 @@
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,15 @@ from unmask import early_exit
 from unmask.denoiser import Batch, Denoiser, DenoiserSpec, fingerprint
 from unmask.dtype import DTYPES, Choice, faster, parse
 from unmask.files import publish
-from unmask.layouts import Stored, check, describe, describe_unmask, read_files, read_json
-from unmask.models.dit import DiT, tensor_shapes
+from unmask.layouts import Stored, check, describe, read_files, read_json
+from unmask.models.dit import DiT
 from unmask.pickles import CheckpointError
+from unmask.shards import FILES, Renamed
 from unmask.workspace import Workspace
 
 ASSETS = Path(__file__).parent / "assets"
-HUB_FILES = ("config.json", "model.safetensors", "pytorch_model.bin", "tokenizer.json")
+SHARDS = "model-*-of-*.safetensors", "pytorch_model-*-of-*.bin"
+HUB_FILES = "config.json", "tokenizer.json", *FILES, *SHARDS
 BLOCK_TOKENS, BLOCK_FLOPS = 1024, 20 * 10**9  # of the call that is timed to choose a dtype
 
 
@@ -34,13 +37,16 @@ BLOCK_TOKENS, BLOCK_FLOPS = 1024, 20 * 10**9  # of the call that is timed to cho
 class Checkpoint:
     """What a checkpoint holds, checked and described: everything that makes a denoiser but dtype and device.
 
-    parameters: by their published names, as stored.
+    parameters: by the names that the trunk reads, as stored; from files they are read at every access. trunk, options:
+    makes the denoiser.
     """
 
     spec: DenoiserSpec
-    parameters: dict[str, Tensor]
+    parameters: Mapping[str, Tensor]
     tokenizer: Tokenizer | None
     name: str
+    trunk: type[Denoiser] = DiT
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -66,9 +72,10 @@ def load(
     `dtype` is that of weight matrices and activations: fp32, bf16, or "auto", whichever is faster on this machine (see
     `faster_dtype`; the denoiser's `dtype` tells which). Where exactness is claimed take fp32: bf16 rounds the logits,
     and what "auto" chooses another machine may not. `tokenizer` replaces the checkpoint's own tokenizer.json; MDLM and
-    SEDD checkpoints bring none, and without one the denoiser works on token ids only. Their mask id is that of the
-    tokenizer's mask token if it has one, else V - 1; `mask_id` overrides it. Raises `CheckpointError`; ValueError for
-    another dtype.
+    SEDD checkpoints bring none, and without one the denoiser works on token ids only. The mask id is that of the
+    configuration, else the tokenizer's mask token, else, for MDLM, V - 1; `mask_id` overrides it. Weights are read
+    tensor by tensor, so that loading takes the memory of the model and of about one layer. Raises
+    `CheckpointError`; ValueError for another dtype.
     """
     return _make(read(source, tokenizer, name, mask_id=mask_id), dtype, device)
 
@@ -81,23 +88,27 @@ def build(
     tokenizer: Tokenizer | str | os.PathLike[str] | None = None,
     name: str | None = None,
     mask_id: int | None = None,
+    share: bool = False,
 ) -> Denoiser:
     """A denoiser from tensors and configuration that are in memory already: what `load` does once files are read.
 
-    Arguments and errors are those of `load`; `stored.path` names the model in errors and need not exist.
+    Arguments and errors are those of `load`; `stored.path` names the model in errors and need not exist. share: tensors
+    that have their dtype and device already are used as they are, not copied; they must not change then. On a CPU most
+    products have a layout of their own and are copied all the same.
     """
-    return _make(_describe(stored, _tokenizer(tokenizer, None), name, mask_id), dtype, device)
+    return _make(_describe(stored, open_tokenizer(tokenizer), name, mask_id), dtype, device, share)
 
 
-def _make(found: Checkpoint, dtype: torch.dtype | str, device: torch.device | str) -> Denoiser:
-    dtype = parse(dtype)
-    return DiT(
+def _make(found: Checkpoint, dtype: torch.dtype | str, device: torch.device | str, share: bool = False) -> Denoiser:
+    return found.trunk(
         found.spec,
         found.parameters,
-        dtype=dtype or _time_block(found, device).dtype,
+        **found.options,
+        dtype=parse(dtype) or _time_block(found, device).dtype,
         device=device,
         tokenizer=found.tokenizer,
         name=found.name,
+        share=share,
     )
 
 
@@ -144,12 +155,13 @@ def _time_block(found: Checkpoint, device: torch.device | str) -> Choice:
 
 def _block_call(found: Checkpoint, dtype: torch.dtype, device: torch.device | str) -> Callable[[], object]:
     """A call of the model's first block for sequences of equal length and all their positions."""
-    others = re.compile(r"blocks\.(?!0\.)")
-    tensors = {name: tensor for name, tensor in found.parameters.items() if not others.match(name)}
+    first, blocks = f"{found.trunk.BLOCKS}.0.", f"{found.trunk.BLOCKS}."
+    names = [name for name in found.parameters if name.startswith(first) or not name.startswith(blocks)]
     # The hidden rows need one token of the vocabulary.
-    vocabulary = "vocab_embed.embedding", "output_layer.linear.weight", "output_layer.linear.bias"
-    tensors |= {name: tensors[name][:1] for name in vocabulary if name in tensors}
-    block = DiT(replace(found.spec, num_blocks=1), tensors, dtype=dtype, device=device)
+    tensors = {
+        name: found.parameters[name][:1] if name in found.trunk.VOCABULARY else found.parameters[name] for name in names
+    }
+    block = found.trunk(replace(found.spec, num_blocks=1), tensors, **found.options, dtype=dtype, device=device)
     length = min(found.spec.max_length, BLOCK_TOKENS)
     while length > 64 and block.flops(length, length).blocks > BLOCK_FLOPS:
         length //= 2
@@ -171,7 +183,7 @@ def read(
     """A checkpoint that `load` makes a denoiser of; arguments and errors as there."""
     stored = _whole(read_files(_find(source)))
     named = name or stored.config.get("name") or Path(source).resolve().name
-    return _describe(stored, _tokenizer(tokenizer, stored.path), named, mask_id)
+    return _describe(stored, open_tokenizer(tokenizer, stored.path), named, mask_id)
 
 
 def _describe(stored: Stored, tokenizer: Tokenizer | None, name: str | None, mask_id: int | None) -> Checkpoint:
@@ -179,29 +191,25 @@ def _describe(stored: Stored, tokenizer: Tokenizer | None, name: str | None, mas
     if mask_id is not None:
         stored = replace(stored, config={**stored.config, "mask_id": mask_id})
     path = stored.path
-    family, shape, spec = describe(stored, tokenizer)
-    check(path, family, stored.tensors, shape, spec["num_heads"])
-    if mask_id is not None and spec["mask_id"] != mask_id:
-        raise CheckpointError(f"{path}: mask_id must be {spec['mask_id']}, which {family} fixes, got {mask_id}")
-    if tokenizer is not None and tokenizer.get_vocab_size() > shape.vocab_size:
+    layout = describe(stored, tokenizer)
+    check(stored, layout)
+    family, vocab_size, fixed = (layout.spec[key] for key in ("family", "vocab_size", "mask_id"))
+    if mask_id is not None and fixed != mask_id:
+        raise CheckpointError(f"{path}: mask_id must be {fixed}, which {family} fixes, got {mask_id}")
+    if tokenizer is not None and tokenizer.get_vocab_size() > vocab_size:
         raise CheckpointError(
-            f"{path}: the tokenizer has {tokenizer.get_vocab_size()} ids, the model only {shape.vocab_size}"
+            f"{path}: the tokenizer has {tokenizer.get_vocab_size()} ids, the model only {vocab_size}"
         )
-    parameters = {key: stored.tensors[key] for key in tensor_shapes(shape)}
     try:
-        full = DenoiserSpec(
-            family=family,
-            vocab_size=shape.vocab_size,
-            hidden_size=shape.hidden_size,
-            num_blocks=shape.num_blocks,
-            intermediate_size=shape.intermediate_size,
+        spec = DenoiserSpec(
             tokenizer=None if tokenizer is None else fingerprint(tokenizer),
-            num_parameters=sum(tensor.numel() for tensor in parameters.values()),
-            **spec,
+            num_parameters=sum(map(math.prod, layout.shapes.values())),
+            **layout.spec,
         )
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    return Checkpoint(full, parameters, tokenizer, name or family)
+    parameters = Renamed(stored.tensors, layout.stored_names)
+    return Checkpoint(spec, parameters, tokenizer, name or family, layout.trunk, layout.options)
 
 
 def save(
@@ -221,8 +229,8 @@ def save(
     """
     folder = Path(folder)
     config = {"model_type": "unmask", **config}
-    shape, spec = describe_unmask(Stored(folder, dict(tensors), config))
-    check(folder, "unmask", tensors, shape, spec["num_heads"])
+    stored = Stored(folder, dict(tensors), config)
+    check(stored, describe(stored))
     return _write(folder, config, tensors, tokenizer, dtype)
 
 
@@ -257,7 +265,7 @@ def _write(
         name: tensor.detach().to("cpu", dtype if tensor.ndim > 1 else torch.float32).contiguous()
         for name, tensor in tensors.items()
     }
-    tokenizer = _tokenizer(tokenizer, None)
+    tokenizer = open_tokenizer(tokenizer)
     folder.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -328,8 +336,8 @@ def _whole(stored: Stored) -> Stored:
     return Stored(stored.path, tensors, config)
 
 
-def _tokenizer(given: Tokenizer | str | os.PathLike[str] | None, path: Path | None) -> Tokenizer | None:
-    """The given tokenizer, or the one beside the weights."""
+def open_tokenizer(given: Tokenizer | str | os.PathLike[str] | None, path: Path | None = None) -> Tokenizer | None:
+    """The given tokenizer, in memory, a file or a folder; else the one beside the weights. Raises `CheckpointError`."""
     if isinstance(given, Tokenizer):
         return given
     if given is None:

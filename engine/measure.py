@@ -14,14 +14,14 @@ from torch import Tensor
 from unmask.calibration import Calibration, DamagedCache, cache_file, read, write
 from unmask.denoiser import Batch, Denoiser, DenoiserSpec, Head
 from unmask.dtype import short
-from unmask.kernels import add_norm, attention, sample_head
+from unmask.kernels import add_norm, attention, sample_head, swiglu
 from unmask.kernels.dispatch import explain
 from unmask.models.linear import Linear
 from unmask.models.rope import rope_tables
 from unmask.reveal import Ancestral
 from unmask.sampler import Sampler
 from unmask.timing import in_turns
-from unmask.work import AddNorm, Attention, Draw, Flops, Operation, Product
+from unmask.work import AddNorm, Attention, Draw, Flops, Operation, Product, SwiGLU
 from unmask.workspace import Workspace
 
 SECONDS = 5.0  # that a calibration may take, about
@@ -46,6 +46,7 @@ ATTENDED = (
 )
 ATTENTIONS = [Attention(n, n * rows, n * keys, n * rows * keys, *heads) for n, keys, rows, *heads in ATTENDED]
 NORMS = [AddNorm(rows, width) for width in (128, 768) for rows in (16, 256, 2048)]
+GATES = [SwiGLU(rows, width) for width in (512, 1536) for rows in (16, 256, 2048)]
 DRAWS = [Draw(rows, *sizes) for sizes in ((128, 2048), (256, 8192), (768, 16384)) for rows in (1, 8, 32, 128)]
 
 
@@ -98,7 +99,7 @@ def measure(
     device: torch.device, dtype: torch.dtype, tell: Callable[[str], object] = lambda message: None
 ) -> Calibration:
     """Times every kind of operation through the functions that a run calls, at sizes from a few rows to thousands."""
-    operations = [*PRODUCTS, *ATTENTIONS, *NORMS, *DRAWS]
+    operations = [*PRODUCTS, *ATTENTIONS, *NORMS, *GATES, *DRAWS]
     runs = {operation: prepare(operation, device, dtype) for operation in operations}
     taken = in_turns(runs, seconds=SECONDS / 2, device=device, min_rounds=3)
     # The quickest quarter: whatever else runs on the machine only makes an operation slower.
@@ -125,7 +126,8 @@ def _(product: Product, device: torch.device, dtype: torch.dtype) -> Callable[[]
 def _(attended: Attention, device: torch.device, dtype: torch.dtype) -> Callable[[], object]:
     heads, length = (attended.heads, attended.head_dim), attended.keys // attended.sequences
     query = torch.randn(attended.queries, *heads, device=device).to(dtype)
-    key, value = torch.randn(attended.keys, 2, *heads, device=device).to(dtype).unbind(1)
+    shared = attended.kv_heads or attended.heads, attended.head_dim
+    key, value = torch.randn(attended.keys, 2, *shared, device=device).to(dtype).unbind(1)
     rows = attended.queries // attended.sequences
     options = {
         "lengths": (length,) * attended.sequences,
@@ -143,6 +145,13 @@ def _(norm: AddNorm, device: torch.device, dtype: torch.dtype) -> Callable[[], o
     delta = torch.zeros(norm.rows, norm.width, dtype=dtype, device=device)
     out = torch.empty_like(delta)
     return lambda: add_norm(residual, delta, weight, out=out)
+
+
+@prepare.register
+def _(gated: SwiGLU, device: torch.device, dtype: torch.dtype) -> Callable[[], object]:
+    gate_up = torch.randn(gated.rows, 2 * gated.width, device=device).to(dtype)
+    out = torch.empty(gated.rows, gated.width, dtype=dtype, device=device)
+    return lambda: swiglu(gate_up, out=out)
 
 
 @prepare.register

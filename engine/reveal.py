@@ -7,7 +7,7 @@ A policy sees neither logits nor models nor seeds.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -40,8 +40,35 @@ class RevealPlan:
     mask_rate: np.ndarray
 
 
+@dataclass(frozen=True, eq=False)
+class RemaskPlan:
+    """When the masked positions of S sequences are revealed, masked again and revealed anew: T reveals, in any order.
+
+    row, column: int64 [T], the sequence, and which of its masked positions. step: int32 [T], the 0-based step of the
+    trajectory that reveals it. mask_rate: float64 [T], as in `RevealPlan`.
+    draw: int32 [T], how often the position was revealed before. masked: int32 [T], the step that masked it again since,
+    before `step`; steps behind `masked` see the mask there. Any number where `draw` is 0.
+    """
+
+    row: np.ndarray
+    column: np.ndarray
+    step: np.ndarray
+    mask_rate: np.ndarray
+    draw: np.ndarray
+    masked: np.ndarray
+
+
+# Random numbers beyond one time for each position: uniform(row, column, count) is float64 [T], uniform on (0, 1), for
+# int64 [T] rows and columns of `times`; those of another count, from 1, are independent.
+Uniform = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
+
+
 class Reveal(Protocol):
-    """A planned reveal policy: small, frozen, and without randomness of its own. `parse(str(policy)) == policy`."""
+    """A planned reveal policy: small, frozen, and without randomness of its own. `parse(str(policy)) == policy`.
+
+    A policy that masks positions again has an attribute `remasks` that is true; its `plan` takes a `Uniform` as third
+    argument and returns a `RemaskPlan`.
+    """
 
     def num_steps(self, num_masked: int) -> int:
         """Length of the trajectory of a sequence with `num_masked` masked positions."""
@@ -234,21 +261,35 @@ class Blocks:
     def adaptive(self) -> bool:
         return getattr(self.policy, "adaptive", False)
 
+    @property
+    def remasks(self) -> bool:
+        return getattr(self.policy, "remasks", False)
+
     def num_steps(self, num_masked: int) -> int:
         full, rest = divmod(num_masked, self.length)
         return full * self.policy.num_steps(self.length) + (self.policy.num_steps(rest) if rest else 0)
 
-    def plan(self, times: np.ndarray, positions: np.ndarray) -> RevealPlan:
+    def plan(self, times: np.ndarray, positions: np.ndarray, uniform: Uniform | None = None) -> RevealPlan | RemaskPlan:
         times, positions = checked(times, positions)
-        n, first_step, steps, mask_rates = len(positions), 0, [], []
+        n, first_step, plans = len(positions), 0, []
         for start in range(0, n, self.length):
-            group = slice(start, min(start + self.length, n))
-            size = group.stop - start
-            plan = self.policy.plan(times[:, group], positions[group])
-            steps.append(plan.step + first_step)
-            mask_rates.append((plan.mask_rate * size + n - group.stop) / n)
-            first_step += self.policy.num_steps(size)
-        return RevealPlan(np.concatenate(steps, axis=1), np.concatenate(mask_rates, axis=1))
+            stop = min(start + self.length, n)
+            arguments = times[:, start:stop], positions[start:stop]
+            if self.remasks:
+                plan = self.policy.plan(*arguments, uniform and _behind(uniform, start))
+                plan = replace(plan, column=plan.column + start, masked=plan.masked + first_step)
+            else:
+                plan = self.policy.plan(*arguments)
+            mask_rate = (plan.mask_rate * (stop - start) + n - stop) / n
+            plans.append(replace(plan, step=plan.step + first_step, mask_rate=mask_rate))
+            first_step += self.policy.num_steps(stop - start)
+        columns = zip(*(vars(plan).values() for plan in plans), strict=True)
+        return type(plans[0])(*(np.concatenate(column, axis=-1) for column in columns))
+
+
+def _behind(uniform: Uniform, start: int) -> Uniform:
+    """The random numbers of the masked positions from `start` on."""
+    return lambda row, column, count: uniform(row, column + start, count)
 
 
 POLICIES = (Ancestral, FirstHitting, Fixed, Order, Blocks)

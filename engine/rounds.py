@@ -39,7 +39,7 @@ class Request:
         return rows if self.allowed is None else rows | {"allowed": self.allowed}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Round(Tick):
     """A tick of an adaptive policy. `row_counts` are the candidates of each sequence, at most, and `row_slot` and
     `row_position` are empty.

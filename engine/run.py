@@ -71,7 +71,7 @@ class Run(Iterator[Sample]):
         self._slots = self.slots_type(
             self._limits, self._device, keep_template=bool(guidance), keep_allowed=self._lists is not None
         )
-        self._peak_bytes = buffer_bytes(self._models, self._limits, self.slots_type) + timeline.nbytes
+        self._buffer_bytes = buffer_bytes(self._models, self._limits, self.slots_type)
         self._meter, self._num_finished, self._num_tokens = Meter(self.denoisers, 2 if guidance else 1), 0, 0
         self._packing = Packing(timeline.max_batch, timeline.num_models)
         self._seconds = {"plan": 0.0}
@@ -105,7 +105,7 @@ class Run(Iterator[Sample]):
             occupancy=self._packing.occupancy,
             seconds={"total": total, **phases, "other": max(0.0, total - sum(phases.values()))},
             model_seconds=models,
-            peak_bytes=self._peak_bytes,
+            peak_bytes=self._buffer_bytes + self.timeline.nbytes,
         )
 
     def tokens_of(self, slot: int, length: int) -> np.ndarray:
@@ -126,6 +126,7 @@ class Run(Iterator[Sample]):
             for loaded in self._load():
                 with self._spans("transfer"):
                     self._slots.admit(loaded)
+                    self._slots.mask(loaded, self._models[0].spec.mask_id)
                 self._run_tick(loaded)
                 with self._spans("transfer"):
                     pending.extend(self._fetch(loaded))
@@ -149,7 +150,7 @@ class Run(Iterator[Sample]):
         while self._failure is None:
             with timed(self._seconds, "plan"), self._spans("plan"):
                 taken = self._plan(ticks, window)
-                loaded = load(taken, self._bucket, self._record, self._upload)
+                loaded = load(taken, self._bucket, self._record, self._slots.length, self._upload)
             if not taken:
                 return
             yield from loaded
@@ -189,7 +190,7 @@ class Run(Iterator[Sample]):
         self._meter.add(tick)
         self._packing.add(tick)
         self._num_finished += int(tick.finished.sum())
-        self._num_tokens += len(tick.row_position)
+        self._num_tokens += tick.num_revealed
 
     def _fetch(self, loaded: LoadedTick) -> Iterator[HandOut]:
         """What is complete after a tick."""
@@ -314,11 +315,11 @@ def timed(seconds: dict[str, float] | None, name: str) -> Iterator[None]:
             seconds[name] += time.perf_counter() - started
 
 
-def drawable(denoiser: Denoiser, choose: Categorical) -> Tensor:
-    """The bias [V] of a denoiser's head, -inf for the ids that are never drawn."""
+def drawable(denoiser: Denoiser, choose: Categorical | None = None) -> Tensor:
+    """The bias [V] of a denoiser's head, -inf for the ids that are never drawn; without `choose`, for the mask id."""
     head, spec = denoiser.head, denoiser.spec
     bias = torch.zeros(spec.vocab_size, device=denoiser.device) if head.bias is None else head.bias
-    return without(bias, never_drawn(spec.mask_id, choose))
+    return without(bias, (spec.mask_id,) if choose is None else never_drawn(spec.mask_id, choose))
 
 
 def never_drawn(mask_id: int, choose: Categorical) -> tuple[int, ...]:

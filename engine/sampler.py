@@ -18,7 +18,8 @@ from unmask.choose import Categorical
 from unmask.constraints import Allow, Constraints
 from unmask.cost import Meter
 from unmask.denoiser import Denoiser, check_compatible
-from unmask.kernels.noise import check_seed, reveal_times
+from unmask.events import Events, events
+from unmask.kernels.noise import check_seed, policy_uniforms, reveal_times
 from unmask.plan import Plan
 from unmask.progress import Progress
 from unmask.prompt import Prompt, Templates, check_count
@@ -29,14 +30,14 @@ from unmask.samples import Samples
 from unmask.schedule import Schedule
 from unmask.slots import Slots
 from unmask.spans import SILENT, Spans
-from unmask.timeline import Events, Limits, Tick, Timeline, events
+from unmask.timeline import Limits, Tick, Timeline
 from unmask.work import Load
 
 # Sequences are planned together up to this many positions, to share the cost of the array operations.
 PLANNED_POSITIONS = 1 << 14
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Planned(Events):
     """Planned sequences with the template int64 [L] that they share, and the list of ids int32 [L] that each position
     may draw from, if there are any lists."""
@@ -345,7 +346,8 @@ class Sampler:
             for start in range(first, first + count, size):
                 sequence = np.arange(start, min(start + size, first + count))
                 times = reveal_times(seed, torch.from_numpy(sequence)[:, None], torch.from_numpy(positions)).numpy()
-                plan = self.reveal.plan(times, positions)
+                more = (partial(_uniform, seed, sequence, positions),) if getattr(self.reveal, "remasks", False) else ()
+                plan = self.reveal.plan(times, positions, *more)
                 planned = events(plan, positions, len(template), sequence, segments)
                 allowed = constraints.of(start, positions, len(template)) if constraints else None
                 yield Planned(**vars(planned), template=template, allowed=allowed)
@@ -360,3 +362,10 @@ class Sampler:
     def _num_masked(self, requests: list[tuple[np.ndarray, int]]) -> int:
         mask_id = self.mask_id
         return sum(int((template == mask_id).sum()) * count for template, count in requests)
+
+
+def _uniform(
+    seed: int, sequence: np.ndarray, positions: np.ndarray, row: np.ndarray, column: np.ndarray, count: int
+) -> np.ndarray:
+    """Random numbers that a policy asks for by row and column of its plan, see `unmask.reveal.Uniform`."""
+    return policy_uniforms(seed, torch.from_numpy(sequence[row]), torch.from_numpy(positions[column]), count).numpy()

@@ -63,6 +63,11 @@ class Slots:
         for slots, _, _ in loaded.tick.admitted:
             self.reveal_step[slots] = -1
 
+    def mask(self, loaded: LoadedTick, mask_id: int) -> None:
+        """Take back the tokens that are masked again before a tick."""
+        if loaded.masked is not None:
+            self.tokens.index_fill_(0, loaded.masked, mask_id)
+
     def gather(self, bucket: Bucket, inputs: TickInputs, out: Tensor, source: Tensor | None = None) -> Tensor:
         """Copy the tokens of a tick's sequences to `out`, int64 [T], back to back; or from another flat tensor."""
         source = self.tokens if source is None else source

@@ -57,12 +57,14 @@ class TickInputs(NamedTuple):
 
 class LoadedTick(NamedTuple):
     """A tick whose integers are on the device: its record, uint8; slots int64 [A] and what to write into them first,
-    rows [L] by the name of the table; slots int64 [F] that are finished afterwards, None when there are none."""
+    rows [L] by the name of the table; places int64 [M] among the tokens of all slots that are masked again, None when
+    there are none; slots int64 [F] that are finished afterwards, None when there are none."""
 
     tick: Tick
     bucket: Bucket
     record: Tensor
     admitted: list[tuple[Tensor, dict[str, Tensor]]]
+    masked: Tensor | None
     finished: Tensor | None
 
 
@@ -110,7 +112,9 @@ def record(tick: Tick, bucket: Bucket, slot_length: int, spare: int) -> np.ndarr
     view["positions"][:num_rows] = tick.row_position
     view["keys"][:num_rows, 0] = np.repeat(tick.sequences, tick.row_counts)
     view["keys"][:num_rows, 1] = tick.row_position
-    view["targets"][:num_rows] = tick.row_slot.astype(np.int64) * slot_length + tick.row_position
+    if tick.row_draw is not None:
+        view["keys"][:num_rows, 2] = tick.row_draw
+    view["targets"][:num_rows] = _places(tick.row_slot, tick.row_position, slot_length)
     view["targets"][num_rows:] = spare
     view["mask_rate"][:num_sequences] = tick.mask_rate
     view["mask_rate"][num_sequences:] = 1.0
@@ -131,6 +135,7 @@ def load(
     ticks: list[Tick],
     bucket_of: Callable[[Tick], Bucket],
     record_of: Callable[[Tick, Bucket], np.ndarray],
+    slot_length: int,
     upload: Callable[[np.ndarray], Tensor],
 ) -> list[LoadedTick]:
     """Ticks with everything about them that the device needs, in one upload."""
@@ -141,8 +146,11 @@ def load(
             (parcel.add(slots.astype(np.int64)), {name: parcel.add(row) for name, row in planned.rows.items()})
             for slots, planned, _ in tick.admitted
         ]
+        masked = None
+        if tick.masked_slot is not None and len(tick.masked_slot):
+            masked = parcel.add(_places(tick.masked_slot, tick.masked_position, slot_length))
         finished = parcel.add(tick.slots[tick.finished].astype(np.int64)) if tick.finished.any() else None
-        packed.append((tick, bucket, parcel.add(record_of(tick, bucket)), admitted, finished))
+        packed.append((tick, bucket, parcel.add(record_of(tick, bucket)), admitted, masked, finished))
     arrived = partial(read_field, upload(parcel.packed()))
     return [
         LoadedTick(
@@ -150,9 +158,10 @@ def load(
             bucket,
             arrived(fields),
             [(arrived(slots), {name: arrived(row) for name, row in rows.items()}) for slots, rows in admitted],
+            None if masked is None else arrived(masked),
             None if finished is None else arrived(finished),
         )
-        for tick, bucket, fields, admitted, finished in packed
+        for tick, bucket, fields, admitted, masked, finished in packed
     ]
 
 
@@ -227,6 +236,11 @@ _TORCH = {
     np.dtype(np.int64): torch.int64,
     np.dtype(np.float32): torch.float32,
 }
+
+
+def _places(slot: np.ndarray, position: np.ndarray, slot_length: int) -> np.ndarray:
+    """int64, flat indices into the tokens of all slots."""
+    return slot.astype(np.int64) * slot_length + position
 
 
 def _power_of_two(number: int) -> int:

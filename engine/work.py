@@ -77,7 +77,8 @@ class Product:
 
 @dataclass(frozen=True)
 class Attention:
-    """Attention over a packed batch; `pairs` of a query and a key of its sequence, rotary embedding included."""
+    """Attention over a packed batch; `pairs` of a query and a key of its sequence, rotary embedding included.
+    kv_heads: of keys and values; None: `heads`."""
 
     sequences: Count
     queries: Count
@@ -85,6 +86,7 @@ class Attention:
     pairs: Count
     heads: int
     head_dim: int
+    kv_heads: int | None = None
 
     @property
     def flops(self) -> Count:
@@ -97,7 +99,7 @@ class Attention:
             "call": self.sequences * 0 + 1,
             "sequence": self.sequences * self.heads,
             "query": self.queries * width,
-            "key": self.keys * width,
+            "key": self.keys * (self.kv_heads or self.heads) * self.head_dim,
             "score": self.pairs * self.heads,
             "flop": self.flops,
         }
@@ -105,7 +107,7 @@ class Attention:
 
 @dataclass(frozen=True)
 class AddNorm:
-    """Residual add, layer norm and modulation: `add_norm`."""
+    """Residual add, norm and modulation: `add_norm`."""
 
     rows: Count
     width: int
@@ -113,6 +115,19 @@ class AddNorm:
     @property
     def terms(self) -> dict[str, Count]:
         return {"call": self.rows * 0 + 1, "element": self.rows * self.width}
+
+
+@dataclass(frozen=True)
+class SwiGLU:
+    """silu(gate) * up of rows that hold `width` of each, in `calls` pieces: `swiglu`."""
+
+    rows: Count
+    width: int
+    calls: Count = 1
+
+    @property
+    def terms(self) -> dict[str, Count]:
+        return {"call": self.calls, "element": self.rows * self.width}
 
 
 @dataclass(frozen=True)
@@ -137,7 +152,7 @@ class Draw:
         }
 
 
-Operation = Product | Attention | AddNorm | Draw
+Operation = Product | Attention | AddNorm | SwiGLU | Draw
 
 
 @dataclass(frozen=True)

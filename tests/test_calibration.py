@@ -16,7 +16,7 @@ from unmask.denoiser import Batch
 from unmask.models import dit
 from unmask.models.linear import Linear
 from unmask.timing import in_turns
-from unmask.work import AddNorm, Attention, Draw, Load, Product, Work
+from unmask.work import AddNorm, Attention, Draw, Load, Product, SwiGLU, Work
 from unmask.workspace import Workspace
 
 MACHINE = {"device": "abacus", "threads": "1", "torch": "3", "dtype": "float32", "operators": "fingers"}
@@ -24,6 +24,7 @@ RATES = {
     "Product": {"call": 1.0, "weight": 0.5, "output": 0.25, "gelu": 2.0, "flop": 0.125},
     "Attention": {"call": 8.0, "sequence": 1.0, "query": 0.5, "key": 0.25, "score": 2.0, "flop": 0.125},
     "AddNorm": {"call": 3.0, "element": 0.5},
+    "SwiGLU": {"call": 5.0, "element": 0.25},
     "Draw": {"call": 4.0, "weight": 0.25, "logit": 0.5, "flop": 0.125},
 }
 KNOWN = Calibration(MACHINE, RATES, tick=1000.0)
@@ -46,7 +47,10 @@ def test_an_operation_takes_the_sum_of_its_terms():
     assert KNOWN.seconds(Product(10, 4, 3, gelu=True, calls=2)) == 2 + 0.5 * 24 + 0.25 * 30 + 2 * 30 + 0.125 * 240
     one = Attention(sequences=2, queries=4, keys=10, pairs=20, heads=3, head_dim=2)
     assert KNOWN.seconds(one) == 8 + 1 * 6 + 0.5 * 24 + 0.25 * 60 + 2 * 60 + 0.125 * 4 * 20 * 6
+    grouped = Attention(sequences=2, queries=4, keys=10, pairs=20, heads=3, head_dim=2, kv_heads=1)
+    assert KNOWN.seconds(grouped) == KNOWN.seconds(one) - 0.25 * 40
     assert KNOWN.seconds(AddNorm(10, 4)) == 3 + 0.5 * 40
+    assert KNOWN.seconds(SwiGLU(10, 4, calls=2)) == 2 * 5 + 0.25 * 40
     assert KNOWN.seconds(Draw(10, 4, 8)) == 4 + 0.25 * 32 + 0.5 * 80 + 0.125 * 640
 
 
@@ -233,8 +237,9 @@ class TestCalibrate:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_everything_that_a_run_does_is_measured(dtype, monkeypatch):
     monkeypatch.setattr(measure, "PRODUCTS", [Product(3, 8, 8), Product(5, 8, 16, gelu=True)])
-    monkeypatch.setattr(measure, "ATTENTIONS", [Attention(2, 6, 6, 18, 2, 4), Attention(2, 2, 6, 6, 2, 4)])
+    monkeypatch.setattr(measure, "ATTENTIONS", [Attention(2, 6, 6, 18, 2, 4), Attention(2, 2, 6, 6, 2, 4, 1)])
     monkeypatch.setattr(measure, "NORMS", [AddNorm(3, 8)])
+    monkeypatch.setattr(measure, "GATES", [SwiGLU(3, 8)])
     monkeypatch.setattr(measure, "DRAWS", [Draw(3, 8, 16)])
     monkeypatch.setattr(measure, "SECONDS", 0.0)
     found = measure.measure(torch.device("cpu"), dtype)

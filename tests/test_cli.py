@@ -61,6 +61,7 @@ def run(monkeypatch, capsys, tmp_path):
         "Product": dict.fromkeys(("call", "weight", "output", "gelu", "flop"), 1e-9),
         "Attention": dict.fromkeys(("call", "sequence", "query", "key", "score", "flop"), 1e-9),
         "AddNorm": dict.fromkeys(("call", "element"), 1e-9),
+        "SwiGLU": dict.fromkeys(("call", "element"), 1e-9),
         "Draw": dict.fromkeys(("call", "weight", "logit", "flop"), 1e-9),
     }
     monkeypatch.setattr(

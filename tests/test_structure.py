@@ -71,7 +71,9 @@ def test_implementations_never_import_each_other(operator):
         ("arguments", {"numpy"}),
         ("schedule", set()),
         ("choose", {"unmask.kernels"}),
-        ("timeline", {"numpy", "unmask.reveal"}),
+        ("remask", {"numpy", "unmask.arguments", "unmask.reveal"}),
+        ("events", {"numpy", "unmask.reveal"}),
+        ("timeline", {"numpy", "unmask.events"}),
         ("cost", {"unmask.denoiser", "unmask.timeline", "unmask.work"}),
         ("work", {"numpy"}),
         ("metrics", {"numpy"}),
@@ -114,6 +116,7 @@ def test_public_names():
         "NonFiniteLogits",
         "Order",
         "Plan",
+        "Remask",
         "Sample",
         "Sampler",
         "Samples",
@@ -122,6 +125,7 @@ def test_public_names():
         "kernels",
         "load",
         "load_all",
+        "wrap",
     ]
     assert unmask.kernels.__all__ == [
         "Divergence",

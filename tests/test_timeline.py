@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from unmask.events import Events, events
 from unmask.reveal import Ancestral, FirstHitting, Fixed, Order, RevealPlan
 from unmask.schedule import Schedule
-from unmask.timeline import FREE, Events, Timeline, choose_batch, events
+from unmask.timeline import FREE, Timeline, choose_batch
 
 MODELS = ("light", "heavy")
 SANDWICH = "light:12.5% heavy:75% light:12.5%"

@@ -20,6 +20,8 @@ __all__ = ["PEERS", "patch", "unpatch"]
 
 # module -> what `patch` takes of it, in words; the first that fits serves
 PEERS: dict[str, str] = {
+    "mdlm": "MDLM's Diffusion (_sample, _ddpm_caching_update)",
+    "sedd": "SEDD's module `sampling` (get_pc_sampler, get_sampling_fn)",
     "llada": "LLaDA's module with generate",
     "dream": "a model of Dream's with diffusion_generate",
     "dllm": "dllm's MDLMSampler",

@@ -57,10 +57,14 @@ def named(obj: Any) -> str:
     return f"class {obj.__name__}" if isinstance(obj, type) else f"a {type(obj).__name__}"
 
 
+class SlowPathWarning(UserWarning):
+    """A call is served right, but by a path that computes more than it needs; the message says why."""
+
+
 @cache
 def warn_once(message: str) -> None:
-    """A warning that a process gives once, at the line that called the drop-in."""
-    warnings.warn(message, stacklevel=4)
+    """A `SlowPathWarning` that a process gives once."""
+    warnings.warn(message, SlowPathWarning, stacklevel=3)
 
 
 def _list(names: Mapping[str, Any] | list[str]) -> str:

@@ -155,7 +155,8 @@ class DiT(Denoiser):
     """Packed bidirectional transformer. `hidden` does no work on padding (there is none), and in the last block only
     keys and values are computed for all positions; queries, attention output, MLP and final norm for `rows`.
 
-    `tensors`: a checkpoint's parameters by the names of `tensor_shapes` (copied). Weight matrices and activations have
+    `tensors`: a checkpoint's parameters by the names of `tensor_shapes`, copied unless `share`: then those that have
+    their dtype and device already are used as they are. Weight matrices and activations have
     `dtype`, fp32 or bf16; the residual stream, layer norms and modulation are fp32 in both. A checkpoint with adaLN is
     folded unless `spec.time_conditioned`; then sigma = -log(1 - (1 - 1e-3) mask_rate), the published log-linear noise.
 
@@ -164,6 +165,9 @@ class DiT(Denoiser):
     GPU, Triton's attention a rotated copy of the keys, in fp32 of the queries too; on a CPU, oneDNN at most 24 MiB of a
     product at a time before it is copied.
     """
+
+    BLOCKS = "blocks"
+    VOCABULARY = "vocab_embed.embedding", "output_layer.linear.weight", "output_layer.linear.bias"
 
     def __init__(
         self,
@@ -174,6 +178,7 @@ class DiT(Denoiser):
         device: torch.device | str = "cpu",
         tokenizer: Tokenizer | None = None,
         name: str = "dit",
+        share: bool = False,
     ):
         if spec.shift:
             raise ValueError("a DiT predicts each position from its own row, got a spec with shift=True")
@@ -182,7 +187,7 @@ class DiT(Denoiser):
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {[str(d) for d in DTYPES]}, got {dtype}")
         self.spec, self.tokenizer, self.name, self.dtype = spec, tokenizer, name, dtype
-        self.device = torch.device(device)
+        self.device, self._share = torch.device(device), share
         if "sigma_map.mlp.0.weight" in tensors and not spec.time_conditioned:
             tensors = fold(tensors, spec.num_blocks)
         self._place(tensors)
@@ -272,10 +277,10 @@ class DiT(Denoiser):
         self.head = Head(self.embedding if weight is None else weight, narrow("output_layer.linear.bias"))
 
     def _readers(self, tensors: Mapping[str, Tensor]) -> tuple[Callable[[str], Tensor | None], ...]:
-        """Functions that copy a tensor by name: in fp32, and in `dtype`; None where there is none."""
+        """Functions that place a tensor by name: in fp32, and in `dtype`; None where there is none."""
 
         def copied(name: str, dtype: torch.dtype) -> Tensor | None:
-            return tensors[name].to(self.device, dtype, copy=True) if name in tensors else None
+            return tensors[name].to(self.device, dtype, copy=not self._share) if name in tensors else None
 
         return partial(copied, dtype=torch.float32), partial(copied, dtype=self.dtype)
 

@@ -55,6 +55,18 @@ class Linear:
         return torch.ops.aten.gelu_(out, approximate="tanh") if gelu else out
 
 
+class SideBySide:
+    """Layers that read the same rows, each with a weight of its own: their results are the columns of one, in order."""
+
+    def __init__(self, layers: tuple[Linear, ...]) -> None:
+        self.layers = layers
+
+    def __call__(self, x: Tensor, out: Tensor) -> Tensor:
+        for layer, columns in zip(self.layers, out.split([len(each.weight) for each in self.layers], 1), strict=True):
+            layer(x, out=columns)
+        return out
+
+
 @cache
 def _one_dnn(device: str, dtype: torch.dtype) -> bool:
     if device != "cpu" or not torch.backends.mkldnn.is_available():

@@ -16,10 +16,10 @@ class Norm(NamedTuple):
 
 
 class Weights:
-    """Reads tensors by name, one at a time: matrices in `dtype`, vectors of norms in fp32, all on `device`.
+    """Reads tensors by name, one layer at a time: matrices in `dtype`, norms in fp32, all on `device`.
 
-    Copies them, unless `share`: then tensors that have their dtype and device already are used as they are, and on a
-    GPU matrices that read the same rows are left apart (`SideBySide`). transposed: matrices are stored [in, out].
+    They are copied, unless `share`: then what has its dtype and device already is used as it is, and on a GPU layers
+    that read the same rows keep their own matrices. transposed: matrices of layers are stored [in, out].
     """
 
     def __init__(
@@ -33,30 +33,36 @@ class Weights:
     ) -> None:
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {[str(d) for d in DTYPES]}, got {dtype}")
-        self.tensors, self.dtype, self.device = tensors, dtype, torch.empty(0, device=device).device
-        self.share, self.transposed = share, transposed
+        self.device = torch.empty(0, device=device).device  # with its index: "cuda" is then "cuda:0"
+        self._tensors, self._dtype, self._share, self._transposed = tensors, dtype, share, transposed
 
-    def matrix(self, name: str) -> Tensor:
-        """As stored, in `dtype`."""
-        return self._placed(name, self.dtype)
+    def matrix(self, name: str) -> Tensor | None:
+        """As it is stored, in `dtype`; None where there is none."""
+        return self._placed(self._tensors[name], self._dtype) if name in self._tensors else None
 
-    def norm(self, name: str) -> Norm:
-        """`name`.weight and, where there is one, `name`.bias."""
-        bias = f"{name}.bias"
-        weight = self._placed(f"{name}.weight", torch.float32)
-        return Norm(weight, self._placed(bias, torch.float32) if bias in self.tensors else None)
+    def norm(self, name: str) -> Norm | None:
+        """`name`.weight and `name`.bias; None where there is none."""
+        found = [self._tensors.get(f"{name}.{kind}") for kind in Norm._fields]
+        if found[0] is None:
+            return None
+        return Norm(*(None if tensor is None else self._placed(tensor, torch.float32) for tensor in found))
 
-    def linear(self, *names: str) -> Linear | SideBySide:
-        """One layer that gives the columns of all the named ones, side by side."""
-        if self.share and self.device.type == "cuda" and all(map(self._is_placed, names)):
-            return SideBySide(tuple(Linear(self._stored(name), self._bias(name)) for name in names))
-        return self.split(names, (1,))[0]
+    def linear(self, *names: str, columns: slice = slice(None)) -> Linear | SideBySide:
+        """One layer whose result has the columns of all the named ones, or some of them, side by side."""
+        matrices = [self._tensors[f"{name}.weight"] for name in names]
+        matrices = [(matrix.t() if self._transposed else matrix)[columns] for matrix in matrices]
+        biases = [self._tensors.get(f"{name}.bias") for name in names]
+        biases = [None if bias is None else self._placed(bias[columns], self._dtype) for bias in biases]
+        if self._share and self.device.type == "cuda" and all(map(self._is_placed, matrices)):
+            return SideBySide(tuple(map(Linear, matrices, biases)))
+        sizes = [len(matrix) for matrix in matrices]
+        fused = torch.empty(sum(sizes), matrices[0].shape[1], dtype=self._dtype, device=self.device)
+        for part, matrix in zip(fused.split(sizes), matrices, strict=True):
+            part.copy_(matrix)
+        return Linear(fused, None if biases[0] is None else torch.cat(biases))
 
-    def split(self, names: tuple[str, ...], shares: tuple[int, ...]) -> tuple[Linear, ...]:
-        """The columns of all the named layers, cut in the proportion of `shares` into layers of their own."""
-        weights = [self._stored(name) for name in names]
-        fused = self._joined(weights)
-        biases = [bias for name in names if (bias := self._bias(name)) is not None]
-        sizes = [len(fused) * share // sum(shares) for share in shares]
-        bias = torch.cat(biases).split(sizes) if biases else [None] * len(sizes)
-        return tuple(map(Linear, fused.split(sizes), bias))
+    def _placed(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        return tensor.to(self.device, dtype, copy=not self._share).contiguous()
+
+    def _is_placed(self, tensor: Tensor) -> bool:
+        return tensor.device == self.device and tensor.dtype is self._dtype
