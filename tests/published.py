@@ -31,6 +31,7 @@ class TinyModel(nn.Module):
         self.config = SimpleNamespace(max_position_embeddings=512, vocab_size=vocab_size)
         self.generation_config = SimpleNamespace(mask_token_id=mask_id, pad_token_id=EOS)
         self.num_calls = 0
+        self.eval()
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for parameter in self.parameters():
