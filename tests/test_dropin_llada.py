@@ -11,7 +11,7 @@ from toys import random_dit
 
 from unmask import dropin
 from unmask.dropin import llada
-from unmask.dropin.canvas import Canvas
+from unmask.canvas import Canvas
 from unmask.dropin.plain import SlowPathWarning, whole_logits
 
 SETTINGS = [  # steps, gen_length, block_length, cfg_scale

@@ -1,4 +1,4 @@
-"""The models that drop-in functions are handed: live modules, denoisers, or where one is stored."""
+"""What a function that wants a denoiser may be handed: a live module, a denoiser, or where one is stored."""
 
 import copy
 import os
@@ -25,7 +25,7 @@ def denoiser_of(
     """A denoiser as it is, a live module wrapped (see `unmask.wrap`), or one loaded (see `unmask.load`).
 
     mask_id: what the caller says it is; None leaves it to the model. shift: whether row i - 1 predicts position i,
-    where the published function decides that and not the model (see `DenoiserSpec`); None leaves it to the model.
+    where the caller decides that and not the model (see `DenoiserSpec`); None leaves it to the model.
     Raises ValueError where the model's mask id is another one, or its rows cannot be shifted.
     """
     if isinstance(model, nn.Module) and not isinstance(model, Denoiser):
