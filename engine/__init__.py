@@ -10,6 +10,8 @@
 """
 
 from unmask import kernels
+from unmask.adaptive import Confidence
+from unmask.caching import Caching
 from unmask.checkpoints import load, load_all
 from unmask.choose import Categorical
 from unmask.denoiser import Batch, Denoiser, DenoiserSpec, Head, LogitsDenoiser
@@ -17,7 +19,8 @@ from unmask.kernels.checks import NonFiniteLogits
 from unmask.live import wrap
 from unmask.measure import calibrate
 from unmask.plan import Plan
-from unmask.reveal import Ancestral, FirstHitting, Fixed, Order
+from unmask.remask import Remask
+from unmask.reveal import Ancestral, Blocks, FirstHitting, Fixed, Order
 from unmask.sampler import Sampler
 from unmask.samples import Sample, Samples
 from unmask.schedule import Schedule
@@ -26,7 +29,10 @@ from unmask.work import Flops
 __all__ = [
     "Ancestral",
     "Batch",
+    "Blocks",
+    "Caching",
     "Categorical",
+    "Confidence",
     "Denoiser",
     "DenoiserSpec",
     "FirstHitting",
@@ -37,6 +43,7 @@ __all__ = [
     "NonFiniteLogits",
     "Order",
     "Plan",
+    "Remask",
     "Sample",
     "Sampler",
     "Samples",

@@ -23,8 +23,8 @@ from unmask.files import publish
 from unmask.layouts import Stored, check, describe, read_files, read_json
 from unmask.models.dit import DiT
 from unmask.pickles import CheckpointError
+from unmask.places import locate
 from unmask.shards import Renamed
-from unmask.sources import locate
 from unmask.workspace import Workspace
 
 BLOCK_TOKENS, BLOCK_FLOPS = 1024, 20 * 10**9  # of the call that is timed to choose a dtype

@@ -81,16 +81,16 @@ class Seconds:
 
 
 class Meter:
-    """Counts the calls of a run, tick by tick. `cost` is the count as it stands."""
+    """Counts the calls of a run, tick by tick, each as so many. `cost` is the count as it stands."""
 
-    def __init__(self, denoisers: Mapping[str, Denoiser]) -> None:
-        self.denoisers, self.calls = dict(denoisers), Counter()
+    def __init__(self, denoisers: Mapping[str, Denoiser], calls_per_event: int = 1) -> None:
+        self.denoisers, self.calls, self._times = dict(denoisers), Counter(), calls_per_event
 
     def add(self, tick: Tick) -> None:
         model = list(self.denoisers)[tick.model]
         shapes = Counter(zip(tick.lengths.tolist(), tick.row_counts.tolist(), strict=True))
         for shape, count in shapes.items():
-            self.calls[model, *shape] += count
+            self.calls[model, *shape] += count * self._times
 
     @property
     def cost(self) -> Cost:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from unmask.denoiser import Denoiser
 from unmask.spans import SILENT, Spans
-from unmask.tables import Bucket, TickInputs, exact, read, rounded
+from unmask.tables import Bucket, TickInputs, exact, rounded
 from unmask.timeline import Limits, Tick
 
 Step = Callable[[Bucket, TickInputs], None]
@@ -104,6 +104,8 @@ def _capture_stream(device: torch.device) -> torch.cuda.Stream:
 class Exact:
     """Runs each tick in its own shape, which the host knows entirely: for CPUs, and for models that need to know it."""
 
+    padded = False
+
     def __init__(self, device: torch.device, *, spans: Spans = SILENT) -> None:
         self.device, self._spans = device, spans
         self.window = WINDOW if device.type == "cuda" else 1
@@ -115,7 +117,7 @@ class Exact:
     def run(self, bucket: Bucket, record: Tensor, step: Step) -> None:
         """One tick, from its record on the device."""
         with self._timed(), self._spans("tick", bucket.model):
-            step(bucket, read(record, bucket))
+            step(bucket, bucket.read(record))
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
@@ -137,6 +139,8 @@ class Exact:
 class Padded(Exact):
     """Runs ticks in rounded shapes, from inputs that stay where they are: what `Graphs` replays, call by call."""
 
+    padded = True
+
     def __init__(self, device: torch.device, limits: Limits, *, spans: Spans = SILENT) -> None:
         super().__init__(device, spans=spans)
         self._limits = limits
@@ -149,7 +153,7 @@ class Padded(Exact):
         if bucket not in self._inputs:
             self._inputs[bucket] = torch.empty_like(record)
         inputs = self._inputs[bucket].copy_(record, non_blocking=True)
-        self._execute(bucket, lambda: step(bucket, read(inputs, bucket)))
+        self._execute(bucket, lambda: step(bucket, bucket.read(inputs)))
 
     def _execute(self, bucket: Bucket, call: Callable[[], None]) -> None:
         with self._timed(), self._spans("tick", bucket.model):

@@ -11,7 +11,7 @@ import torch
 from unmask.checkpoints import load
 from unmask.kernels.dispatch import explain
 from unmask.measure import cpu_model
-from unmask.sources import bundled
+from unmask.places import bundled
 
 
 def collect() -> dict:

@@ -61,7 +61,7 @@ class Lines(Progress):
         self.started = self.last = time.perf_counter()
 
     def update(self, run: Run, tick: Tick) -> None:
-        self.revealed += int(tick.row_counts.sum())
+        self.revealed += tick.num_revealed
         self.finished += int(tick.finished.sum())
         now = time.perf_counter()
         if now - self.last >= LINE_SECONDS or self.finished == self.num_samples:
@@ -103,7 +103,7 @@ class Bar(Progress):
         self.task = self.bar.add_task("sampling", total=num_masked, detail="")
 
     def update(self, run: Run, tick: Tick) -> None:
-        self.bar.update(self.task, advance=int(tick.row_counts.sum()), detail=self.models[tick.model])
+        self.bar.update(self.task, advance=tick.num_revealed, detail=self.models[tick.model])
 
 
 class Unmasking(Bar):
@@ -161,7 +161,8 @@ class Unmasking(Bar):
         """Spans of equal standing, decoded together because a character may be cut between two tokens."""
         styles = ["dim" if token == self.mask_id else "" for token in tokens.tolist()]
         for position, model in fresh.items():
-            styles[position] = "bold " + COLOURS[model % len(COLOURS)]
+            if tokens[position] != self.mask_id:  # else masked again since
+                styles[position] = "bold " + COLOURS[model % len(COLOURS)]
         text, start = Text(), 0
         for end in range(1, len(styles) + 1):
             if end == len(styles) or styles[end] != styles[start]:

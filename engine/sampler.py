@@ -1,5 +1,6 @@
 """The sampler: validates a request, plans it, and starts the loop."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,31 +11,47 @@ import torch
 from tokenizers import Tokenizer
 
 from unmask import memory
+from unmask.adaptive import Confidence, groups, trajectory
+from unmask.adaptive_run import AdaptiveRun, AdaptiveSlots
+from unmask.cached_run import CachedRun, CachedSlots
+from unmask.caching import Caching, KeyValues
 from unmask.calibration import Calibration
 from unmask.choose import Categorical
+from unmask.constraints import Allow, Constraints
 from unmask.cost import Meter
 from unmask.denoiser import Denoiser, check_compatible
-from unmask.kernels.noise import check_seed, reveal_times
+from unmask.events import Events, events
+from unmask.kernels.noise import check_seed, policy_uniforms, reveal_times
 from unmask.plan import Plan
 from unmask.progress import Progress
 from unmask.prompt import Prompt, Templates, check_count
 from unmask.reveal import Ancestral, Reveal
-from unmask.run import Run, buffer_bytes
+from unmask.rounds import Request, Rounds
+from unmask.run import Run, buffer_bytes, never_drawn
 from unmask.samples import Samples
 from unmask.schedule import Schedule
+from unmask.slots import Slots
 from unmask.spans import SILENT, Spans
-from unmask.timeline import Events, Limits, Tick, Timeline, events
+from unmask.timeline import Limits, Tick, Timeline
 from unmask.work import Load
 
 # Sequences are planned together up to this many positions, to share the cost of the array operations.
 PLANNED_POSITIONS = 1 << 14
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Planned(Events):
-    """Planned sequences with the template int64 [L] that they share."""
+    """Planned sequences with the template int64 [L] that they share, and the list of ids int32 [L] that each position
+    may draw from, if there are any lists."""
 
     template: np.ndarray
+    allowed: np.ndarray | None = None
+
+    @property
+    def rows(self) -> dict[str, np.ndarray]:
+        """What is written into their slots, [L] each."""
+        rows = {"tokens": self.template}
+        return rows if self.allowed is None else rows | {"allowed": self.allowed}
 
 
 class Sampler:
@@ -43,8 +60,13 @@ class Sampler:
     models: one denoiser, or several by name; they must share vocabulary size, mask id, tokenizer and device.
     schedule: which model takes which steps, "light:125 heavy:750 light:125" or in percent (see `Schedule`); may be left
         out for a single model.
-    reveal: when positions are revealed: `Ancestral(steps)`, `FirstHitting()`, `Fixed(steps)`, `Order(order)`.
-    choose: what token is written: `Categorical(temperature, top_k, top_p)`.
+    reveal: when positions are revealed. Planned: `Ancestral(steps)`, `FirstHitting()`, `Fixed(steps)`, `Order(order)`,
+        `Remask(steps, schedule)`. By what the network is sure of: `Confidence(score, steps=N)`. Either in
+        `Blocks(policy, length)`.
+    choose: what token is written: `Categorical(temperature, top_k, top_p, suppress, begin_suppress)`.
+    guidance: scale w of unsupervised classifier-free guidance (Nie et al. 2025, arXiv 2502.09992): tokens are drawn
+        from logits (1 + w) l - w u, u those of the sequence with its given positions masked. Two network calls for one.
+    caching: `Caching(kind)` keeps keys and values between the steps of a block, which changes the tokens; none if None.
     max_batch: sequences of one network call. max_resident: sequences in progress at once, 16 times `max_batch` unless
         given; more of them fill ticks better and cost only their tokens.
     impl: implementation of the head, see `unmask info`; None picks the fastest.
@@ -62,6 +84,8 @@ class Sampler:
         schedule: str | Schedule | None = None,
         reveal: Reveal | None = None,
         choose: Categorical | None = None,
+        guidance: float = 0.0,
+        caching: Caching | None = None,
         max_batch: int = 16,
         max_resident: int | None = None,
         impl: str | None = None,
@@ -76,14 +100,21 @@ class Sampler:
             raise TypeError(f"reveal must be a policy such as Ancestral(1000), got {reveal!r}")
         if choose is not None and not isinstance(choose, Categorical):
             raise TypeError(f"choose must be a token choice such as Categorical(1.0), got {choose!r}")
+        if not isinstance(guidance, (int, float)) or not 0 <= guidance < math.inf:
+            raise ValueError(f"guidance must be a finite number, 0 or above, got {guidance!r}")
         check_compatible(self.models)
         check_count("max_batch", max_batch)
         if max_resident is not None:
             check_count("max_resident", max_resident)
         self.schedule = self._parse_schedule(schedule)
         self.reveal = Ancestral(1000) if reveal is None else reveal
-        self.choose = Categorical() if choose is None else choose
+        self.choose, self.guidance = Categorical() if choose is None else choose, float(guidance)
+        self._policy, _ = groups(self.reveal, 1)
+        if self.choose.draw_mask and not self.adaptive:
+            raise ValueError(f"draw_mask must be False with a planned policy, got True with {self.reveal}")
         self.max_batch, self.max_resident, self.impl, self.graphs = max_batch, max_resident, impl, graphs
+        self.caching = caching
+        self._check_caching()
         first = next(iter(self.models.values()))
         tokenizers = (model.tokenizer for model in self.models.values())
         tokenizer = next((tokenizer for tokenizer in tokenizers if tokenizer is not None), None)
@@ -98,6 +129,24 @@ class Sampler:
     @property
     def mask_id(self) -> int:
         return self._templates.mask_id
+
+    def _check_caching(self) -> None:
+        first = next(iter(self.models.values()))
+        obstacles = {
+            f"a planned policy, {self.reveal}": not self.adaptive,
+            "several models": len(self.models) > 1,
+            f"{first.name!r}, which cannot keep keys and values": not first.cacheable,
+            f"guidance={self.guidance}": self.guidance,
+            "graphs=True": self.graphs,
+        }
+        found = next((what for what, there in obstacles.items() if there), None)
+        if self.caching is not None and found:
+            raise ValueError(f"caching must be None with {found}; got {self.caching}")
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the network decides which positions are revealed."""
+        return isinstance(self._policy, Confidence)
 
     def _parse_schedule(self, schedule: str | Schedule | None) -> Schedule:
         names = tuple(self.models)
@@ -127,15 +176,19 @@ class Sampler:
     ) -> Plan:
         """What `sample` with the same arguments will do: every network call, counted, without making one.
 
-        With the calibration of a machine (`unmask.calibrate`) it also predicts the seconds of the run there.
+        With the calibration of a machine (`unmask.calibrate`) it also predicts the seconds of the run there. Where
+        scores decide how many positions are revealed, there is no plan: ValueError.
         """
+        if self.adaptive and self._policy.counts(1) is None:
+            raise ValueError(f"reveal must fix how many positions each step reveals, for a plan, got {self.reveal}")
         requests = self._requests(num_samples, length, prompt, suffix)
         timeline = self._timeline(requests, length, seed, num_samples)
-        meter, loads, names = Meter(self.models), Counter(), list(self.models)
+        meter, loads, names = Meter(self.models, 2 if self.guidance else 1), Counter(), list(self.models)
         for tick in timeline:
             meter.add(tick)
             if calibration is not None:
-                loads[names[tick.model], Load.of(tick.lengths.tolist(), tick.row_counts.tolist())] += 1
+                load = Load.of(tick.lengths.tolist(), tick.row_counts.tolist())
+                loads[names[tick.model], load] += 2 if self.guidance else 1
         return Plan(
             num_samples=int(num_samples),
             num_tokens=self._num_masked(requests),
@@ -144,7 +197,7 @@ class Sampler:
             num_ticks=timeline.stats.num_ticks,
             occupancy=timeline.stats.occupancy,
             cost=meter.cost,
-            peak_bytes=buffer_bytes(list(self.models.values()), timeline.limits) + timeline.nbytes,
+            peak_bytes=self._buffer_bytes(timeline.limits) + timeline.nbytes,
             seconds=None if calibration is None else calibration.predict(self.models, loads),
         )
 
@@ -156,6 +209,7 @@ class Sampler:
         seed: int = 0,
         prompt: Prompt | Iterable[Prompt] | None = None,
         suffix: Prompt | Iterable[Prompt] | None = None,
+        allow: Allow | Sequence[Allow | None] | None = None,
         progress: bool | Progress = False,
         spans: Spans = SILENT,
     ) -> Samples:
@@ -164,7 +218,8 @@ class Sampler:
         num_samples: how many. length: tokens of each sample, given ones included; one number, or one per sample; the
         models' `max_length` when left out. seed: unsigned 64-bit. prompt, suffix: what stands at the start and at the
         end, as text or token ids, the same for all or one per sample; mask ids in ids, and `<mask>` or `<mask:12>` in
-        text, leave gaps to fill. progress: True shows one on standard error; or a `Progress` of your own.
+        text, leave gaps to fill. allow: ids that a position may draw, by position, the same for all samples or one
+        mapping for each; the others draw any. progress: True shows one on standard error; or a `Progress` of your own.
         spans: is told of the parts of the run as they begin and end, see `unmask.spans`.
 
         Raises:
@@ -174,7 +229,9 @@ class Sampler:
         """
         view = progress if isinstance(progress, Progress) else Progress.on_stderr() if progress else Progress()
         requests = self._requests(num_samples, length, prompt, suffix)
-        run = self._run(requests, length, seed, num_samples, view.update, spans)
+        constraints = self._constraints(allow)
+        constraints.check_count(int(num_samples))
+        run = self._run(requests, length, seed, num_samples, constraints, view.update, spans)
         with view:
             view.start(int(num_samples), self._num_masked(requests), list(self.models))
             samples = [view.finish(sample) for sample in run]
@@ -188,6 +245,7 @@ class Sampler:
         seed: int = 0,
         prompt: Prompt | Iterable[Prompt] | None = None,
         suffix: Prompt | Iterable[Prompt] | None = None,
+        allow: Allow | None = None,
     ) -> Run:
         """An iterator over samples as they finish, with `stats`; arguments as in `sample`.
 
@@ -198,7 +256,12 @@ class Sampler:
         if num_samples is not None:
             check_count("num_samples", num_samples)
         requests = self._templates.requests(num_samples, length, prompt, suffix)
-        return self._run(requests, length, seed, num_samples, None)
+        return self._run(requests, length, seed, num_samples, self._constraints(allow), None)
+
+    def _constraints(self, allow: Allow | Sequence[Allow | None] | None) -> Constraints:
+        suppress = never_drawn(self.mask_id, self.choose)
+        vocab_size = self._templates.vocab_size
+        return Constraints(vocab_size, suppress=suppress, begin_suppress=self.choose.begin_suppress, allow=allow)
 
     def _requests(
         self,
@@ -213,7 +276,8 @@ class Sampler:
         for template, _ in requests:
             positions = np.flatnonzero(template == self.mask_id)
             self._segments(len(positions))
-            self.reveal.plan(np.empty((0, len(positions))), positions)
+            if not self.adaptive:
+                self.reveal.plan(np.empty((0, len(positions))), positions)
         return requests
 
     def _run(
@@ -222,17 +286,26 @@ class Sampler:
         length: int | Sequence[int] | None,
         seed: int,
         num_samples: int | None,
+        constraints: Constraints,
         on_tick: Callable[[Run, Tick], object] | None,
         spans: Spans = SILENT,
     ) -> Run:
-        limits, models = partial(self._limits, length, num_samples), list(self.models.values())
-        memory.check(models[0].device, self.max_batch, lambda max_batch: buffer_bytes(models, limits(max_batch)))
-        timeline = self._timeline(requests, length, seed, num_samples)
-        return Run(
+        limits, device = partial(self._limits, length, num_samples), next(iter(self.models.values())).device
+        memory.check(device, self.max_batch, lambda max_batch: self._buffer_bytes(limits(max_batch)))
+        timeline = self._timeline(requests, length, seed, num_samples, constraints)
+        kind, options = Run, {}
+        if self.adaptive:
+            kind, options = AdaptiveRun, {"policy": self._policy, "stop_id": getattr(self.reveal, "stop_id", None)}
+        if self.caching is not None:
+            kind, options = CachedRun, {**options, "caching": self.caching}
+        return kind(
             self.models,
             timeline,
             seed=seed,
             choose=self.choose,
+            constraints=constraints,
+            guidance=self.guidance,
+            **options,
             tokenizer=self.tokenizer,
             impl=self.impl,
             graphs=self.graphs,
@@ -246,31 +319,64 @@ class Sampler:
         length: int | Sequence[int] | None,
         seed: int,
         num_samples: int | None,
-    ) -> Timeline:
-        source = self._source(iter(requests), check_seed(seed))
-        limits = self._limits(length, num_samples, self.max_batch)
-        return Timeline(source, num_models=len(self.models), **limits._asdict())
+        constraints: Constraints | None = None,
+    ) -> Timeline | Rounds:
+        constraints = constraints or self._constraints(None)
+        limits = {**self._limits(length, num_samples, self.max_batch)._asdict(), "num_models": len(self.models)}
+        if self.adaptive:
+            check_seed(seed)
+            return Rounds(self._adaptive_source(requests, constraints), **limits)
+        return Timeline(self._source(iter(requests), check_seed(seed), constraints), **limits)
+
+    def _buffer_bytes(self, limits: Limits) -> int:
+        models = list(self.models.values())
+        if self.caching is not None:
+            return buffer_bytes(models, limits, CachedSlots) + KeyValues.nbytes(models[0], limits)
+        return buffer_bytes(models, limits, AdaptiveSlots if self.adaptive else Slots)
 
     def _limits(self, length: int | Sequence[int] | None, num_samples: int | None, max_batch: int) -> Limits:
-        max_resident = self.max_resident or 16 * max_batch
+        # More would only wait: where the network decides, all sequences take equally many steps and fill every tick.
+        most = max_batch if self.adaptive and len(self.models) == 1 else 16 * max_batch
+        max_resident = self.max_resident or most
         if num_samples is not None:
             max_resident = min(max_resident, int(num_samples))
         max_length = self._templates.max_length if length is None else int(np.max(length))
         return Limits(max_batch, max_resident, max_length)
 
-    def _source(self, requests: Iterator[tuple[np.ndarray, int]], seed: int) -> Iterator[Planned]:
+    def _adaptive_source(
+        self, requests: Iterable[tuple[np.ndarray, int]], constraints: Constraints
+    ) -> Iterator[Request]:
+        """Sequences with their steps, as the run asks for them."""
+        index = 0
+        for template, count in requests:
+            positions = np.flatnonzero(template == self.mask_id)
+            steps = trajectory(self.reveal, positions, draw_mask=self.choose.draw_mask)
+            models, _, stops = zip(*self._segments(len(positions)), strict=True)
+            model = np.array(models, np.int8)[np.searchsorted(stops, steps.step, side="right")]
+            size = 1 if constraints.one_for_each else PLANNED_POSITIONS
+            for start in range(index, index + count, size):
+                allowed = constraints.of(start, positions, len(template)) if constraints else None
+                sequence = np.arange(start, min(start + size, index + count))
+                yield Request(sequence, template, positions, steps, model, allowed)
+            index += count
+
+    def _source(
+        self, requests: Iterator[tuple[np.ndarray, int]], seed: int, constraints: Constraints
+    ) -> Iterator[Planned]:
         """Reveal plans, drawn as the timeline asks for them, a chunk of sequences with one template at a time."""
         first = 0
         for template, count in requests:
             positions = np.flatnonzero(template == self.mask_id)
             segments = self._segments(len(positions))
-            size = max(1, PLANNED_POSITIONS // len(template))
+            size = 1 if constraints.one_for_each else max(1, PLANNED_POSITIONS // len(template))
             for start in range(first, first + count, size):
                 sequence = np.arange(start, min(start + size, first + count))
                 times = reveal_times(seed, torch.from_numpy(sequence)[:, None], torch.from_numpy(positions)).numpy()
-                plan = self.reveal.plan(times, positions)
+                more = (partial(_uniform, seed, sequence, positions),) if getattr(self.reveal, "remasks", False) else ()
+                plan = self.reveal.plan(times, positions, *more)
                 planned = events(plan, positions, len(template), sequence, segments)
-                yield Planned(**vars(planned), template=template)
+                allowed = constraints.of(start, positions, len(template)) if constraints else None
+                yield Planned(**vars(planned), template=template, allowed=allowed)
             first += count
 
     def _segments(self, num_masked: int) -> list[tuple[int, int, int]]:
@@ -282,3 +388,10 @@ class Sampler:
     def _num_masked(self, requests: list[tuple[np.ndarray, int]]) -> int:
         mask_id = self.mask_id
         return sum(int((template == mask_id).sum()) * count for template, count in requests)
+
+
+def _uniform(
+    seed: int, sequence: np.ndarray, positions: np.ndarray, row: np.ndarray, column: np.ndarray, count: int
+) -> np.ndarray:
+    """Random numbers that a policy asks for by row and column of its plan, see `unmask.reveal.Uniform`."""
+    return policy_uniforms(seed, torch.from_numpy(sequence[row]), torch.from_numpy(positions[column]), count).numpy()

@@ -47,14 +47,16 @@ class Sample:
 class Stats:
     """What a run did.
 
-    cost: network calls and the FLOPs really done. num_ticks, occupancy: see `unmask.timeline`. seconds: "total" and its
-    phases "plan" (reveal plans and tick packing), "body" (hidden rows), "head" (head, draw and write), "other".
+    num_tokens: positions revealed. cost: network calls and the FLOPs really done. num_ticks, occupancy: see
+    `unmask.timeline`. seconds: "total" and its phases "plan" (reveal plans and tick packing), "body" (hidden rows),
+    "head" (head, draw and write), "other".
     model_seconds: "body" and "head" of each model. On a GPU, which the host does not wait for, the device's own clock
     tells the time of whole ticks: it is all "body", with the gaps between launches of those that are not replayed.
     peak_bytes: as in `Plan`.
     """
 
     num_samples: int
+    num_tokens: int
     cost: Cost
     num_ticks: int
     occupancy: float
@@ -65,11 +67,6 @@ class Stats:
     @property
     def events(self) -> int:
         return self.cost.num_events
-
-    @property
-    def num_tokens(self) -> int:
-        """Positions revealed."""
-        return sum(rows * count for (_, _, rows), count in self.cost.calls.items())
 
     @property
     def nfe(self) -> dict[str, float]:

@@ -1,48 +1,49 @@
-"""Where checkpoints are: bundled with the package, on this machine, on the Hugging Face hub."""
+"""What a function that wants a denoiser may be handed: a live module, a denoiser, or where one is stored."""
 
+import copy
 import os
-import re
-from pathlib import Path
+from dataclasses import replace
 
-from unmask.pickles import CheckpointError
+from tokenizers import Tokenizer
+from torch import nn
 
-ASSETS = Path(__file__).parent / "assets"
-# What is fetched of a hub folder: pickled weights only if there are no others.
-HUB_FILES = "config.json", "tokenizer.json", "model.safetensors*", "model-*-of-*.safetensors"
-HUB_PICKLES = "pytorch_model.bin*", "pytorch_model-*-of-*.bin"
+from unmask.checkpoints import load
+from unmask.denoiser import Denoiser, LogitsDenoiser
+from unmask.live import wrap
+from unmask.models.trunk import Trunk
 
-
-def bundled() -> list[str]:
-    """Names of the models that come with the package."""
-    return sorted(path.parent.name for path in ASSETS.glob("*/config.json"))
+Model = Denoiser | nn.Module | str | os.PathLike[str]
 
 
-def locate(source: str | os.PathLike[str]) -> Path:
-    """The folder or file of a bundled name, a path or a hub id, in this order. Raises `CheckpointError`."""
-    text = os.fspath(source)
-    if text in bundled():
-        return ASSETS / text
-    if Path(text).exists():
-        return Path(text)
-    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", text):
-        return _download(text)
-    raise CheckpointError(
-        f"no checkpoint {text!r}: it is neither a bundled model ({', '.join(bundled()) or 'there are none'}), nor a "
-        "file or folder, nor a hub id like 'kuleshov-group/mdlm-owt'"
-    )
+def denoiser_of(
+    model: Model,
+    mask_id: int | None = None,
+    *,
+    shift: bool | None = None,
+    tokenizer: Tokenizer | str | os.PathLike[str] | None = None,
+) -> Denoiser:
+    """A denoiser as it is, a live module wrapped (see `unmask.wrap`), or one loaded (see `unmask.load`).
 
-
-def _download(hub_id: str) -> Path:
-    from huggingface_hub import errors, snapshot_download  # half a second, and only needed here
-
-    try:
-        folder = Path(snapshot_download(hub_id, allow_patterns=list(HUB_FILES)))
-        if not any(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(hub_id, allow_patterns=[*HUB_FILES, *HUB_PICKLES]))
-        return folder
-    except errors.RepositoryNotFoundError as error:
-        raise CheckpointError(f"{hub_id!r} is neither a folder nor a public model on the Hugging Face hub") from error
-    except (OSError, errors.HFValidationError) as error:
-        raise CheckpointError(
-            f"{hub_id!r} is not a folder, and it cannot be had from the Hugging Face hub: {error}"
-        ) from error
+    mask_id: what the caller says it is; None leaves it to the model. shift: whether row i - 1 predicts position i,
+    where the caller decides that and not the model (see `DenoiserSpec`); None leaves it to the model.
+    Raises ValueError where the model's mask id is another one, or its rows cannot be shifted.
+    """
+    if isinstance(model, nn.Module) and not isinstance(model, Denoiser):
+        model = wrap(model, mask_id=mask_id, tokenizer=tokenizer)
+    elif not isinstance(model, Denoiser):
+        if not isinstance(model, (str, os.PathLike)):
+            raise TypeError(
+                "model must be a torch module, a denoiser, a bundled name, a folder or a hub id, "
+                f"got {type(model).__name__}"
+            )
+        model = load(model, tokenizer=tokenizer)
+    spec = model.spec
+    if mask_id is not None and mask_id != spec.mask_id:
+        raise ValueError(f"mask_id must be that of the model {model.name!r}, {spec.mask_id}, got {mask_id}")
+    if shift is None or shift == spec.shift:
+        return model
+    if not isinstance(model, (LogitsDenoiser, Trunk)):
+        raise ValueError(f"model must let row i - 1 predict position i, got {model.name!r}, where row i does")
+    shifted = copy.copy(model)
+    shifted.spec = replace(spec, shift=shift)
+    return shifted

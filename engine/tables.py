@@ -31,6 +31,10 @@ class Bucket(NamedTuple):
     lengths: tuple[int, ...] | None
     row_counts: tuple[int, ...] | None
 
+    def read(self, record: Tensor) -> "TickInputs":
+        """The fields of a record, uint8 [nbytes], as views."""
+        return TickInputs(**read(record, layout(self)))
+
 
 class TickInputs(NamedTuple):
     """A record's fields on the device, for B sequences and R rows.
@@ -52,13 +56,15 @@ class TickInputs(NamedTuple):
 
 
 class LoadedTick(NamedTuple):
-    """A tick whose integers are on the device: its record, uint8; slots int64 [A] and the template int64 [L] to write
-    into them first; slots int64 [F] that are finished afterwards, None when there are none."""
+    """A tick whose integers are on the device: its record, uint8; slots int64 [A] and what to write into them first,
+    rows [L] by the name of the table; places int64 [M] among the tokens of all slots that are masked again, None when
+    there are none; slots int64 [F] that are finished afterwards, None when there are none."""
 
     tick: Tick
     bucket: Bucket
     record: Tensor
-    admitted: list[tuple[Tensor, Tensor]]
+    admitted: list[tuple[Tensor, dict[str, Tensor]]]
+    masked: Tensor | None
     finished: Tensor | None
 
 
@@ -95,9 +101,7 @@ def rounded(tick: Tick, limits: Limits) -> Bucket:
 
 def record(tick: Tick, bucket: Bucket, slot_length: int, spare: int) -> np.ndarray:
     """The tick as uint8 [nbytes]. slot_length: tokens of a slot. spare: where unused rows write their token."""
-    fields = layout(bucket)
-    buffer = np.zeros(nbytes(bucket), np.uint8)
-    view = {name: buffer[field.place].view(field.dtype).reshape(field.shape) for name, field in fields.items()}
+    buffer, view = blank(layout(bucket))
     num_sequences, num_rows = len(tick.slots), len(tick.row_slot)
     view["slots"][:num_sequences] = tick.slots
     view["slots"][num_sequences:] = tick.slots[0]
@@ -108,17 +112,18 @@ def record(tick: Tick, bucket: Bucket, slot_length: int, spare: int) -> np.ndarr
     view["positions"][:num_rows] = tick.row_position
     view["keys"][:num_rows, 0] = np.repeat(tick.sequences, tick.row_counts)
     view["keys"][:num_rows, 1] = tick.row_position
-    view["targets"][:num_rows] = tick.row_slot.astype(np.int64) * slot_length + tick.row_position
+    if tick.row_draw is not None:
+        view["keys"][:num_rows, 2] = tick.row_draw
+    view["targets"][:num_rows] = _places(tick.row_slot, tick.row_position, slot_length)
     view["targets"][num_rows:] = spare
     view["mask_rate"][:num_sequences] = tick.mask_rate
     view["mask_rate"][num_sequences:] = 1.0
     return buffer
 
 
-def read(record: Tensor, bucket: Bucket) -> TickInputs:
-    """The fields of a record, uint8 [nbytes], as views."""
-    fields = layout(bucket)
-    return TickInputs(*(read_field(record, fields[name]) for name in TickInputs._fields))
+def read(record: Tensor, fields: dict[str, Field]) -> dict[str, Tensor]:
+    """The fields of a record, as views."""
+    return {name: read_field(record, field) for name, field in fields.items()}
 
 
 def read_field(buffer: Tensor, field: Field) -> Tensor:
@@ -129,8 +134,8 @@ def read_field(buffer: Tensor, field: Field) -> Tensor:
 def load(
     ticks: list[Tick],
     bucket_of: Callable[[Tick], Bucket],
+    record_of: Callable[[Tick, Bucket], np.ndarray],
     slot_length: int,
-    spare: int,
     upload: Callable[[np.ndarray], Tensor],
 ) -> list[LoadedTick]:
     """Ticks with everything about them that the device needs, in one upload."""
@@ -138,48 +143,64 @@ def load(
     for tick in ticks:
         bucket = bucket_of(tick)
         admitted = [
-            (parcel.add(slots.astype(np.int64)), parcel.add(planned.template)) for slots, planned, _ in tick.admitted
+            (parcel.add(slots.astype(np.int64)), {name: parcel.add(row) for name, row in planned.rows.items()})
+            for slots, planned, _ in tick.admitted
         ]
+        masked = None
+        if tick.masked_slot is not None and len(tick.masked_slot):
+            masked = parcel.add(_places(tick.masked_slot, tick.masked_position, slot_length))
         finished = parcel.add(tick.slots[tick.finished].astype(np.int64)) if tick.finished.any() else None
-        packed.append((tick, bucket, parcel.add(record(tick, bucket, slot_length, spare)), admitted, finished))
+        packed.append((tick, bucket, parcel.add(record_of(tick, bucket)), admitted, masked, finished))
     arrived = partial(read_field, upload(parcel.packed()))
     return [
         LoadedTick(
             tick,
             bucket,
             arrived(fields),
-            [(arrived(slots), arrived(template)) for slots, template in admitted],
+            [(arrived(slots), {name: arrived(row) for name, row in rows.items()}) for slots, rows in admitted],
+            None if masked is None else arrived(masked),
             None if finished is None else arrived(finished),
         )
-        for tick, bucket, fields, admitted, finished in packed
+        for tick, bucket, fields, admitted, masked, finished in packed
     ]
 
 
 def layout(bucket: Bucket) -> dict[str, Field]:
     """Where each field of a record lies."""
     b, r = bucket.num_sequences, bucket.num_rows
-    wide, narrow = np.dtype(np.int64), np.dtype(np.int32)
-    shapes = {
-        "slots": (wide, (b,)),
-        "starts": (narrow, (b + 1,)),
-        "row_starts": (narrow, (b + 1,)),
-        "rows": (wide, (r,)),
-        "positions": (wide, (r,)),
-        "keys": (wide, (r, 3)),
-        "targets": (wide, (r,)),
-        "mask_rate": (np.dtype(np.float32), (b,)),
-    }
+    return fields_of(
+        {
+            "slots": (np.int64, (b,)),
+            "starts": (np.int32, (b + 1,)),
+            "row_starts": (np.int32, (b + 1,)),
+            "rows": (np.int64, (r,)),
+            "positions": (np.int64, (r,)),
+            "keys": (np.int64, (r, 3)),
+            "targets": (np.int64, (r,)),
+            "mask_rate": (np.float32, (b,)),
+        }
+    )
+
+
+def fields_of(shapes: dict[str, tuple[type, tuple[int, ...]]]) -> dict[str, Field]:
+    """Fields of these dtypes and shapes, one behind the other."""
     fields, begin = {}, 0
     for name, (dtype, shape) in shapes.items():
-        size = dtype.itemsize * math.prod(shape)
-        fields[name] = Field(dtype, shape, slice(begin, begin + size))
+        size = np.dtype(dtype).itemsize * math.prod(shape)
+        fields[name] = Field(np.dtype(dtype), shape, slice(begin, begin + size))
         begin = aligned(begin + size)
     return fields
 
 
-def nbytes(bucket: Bucket) -> int:
+def nbytes(fields: dict[str, Field]) -> int:
     """Bytes of a record."""
-    return aligned(max(field.place.stop for field in layout(bucket).values()))
+    return aligned(max(field.place.stop for field in fields.values()))
+
+
+def blank(fields: dict[str, Field]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """A record of zeros, uint8 [nbytes], and views of its fields."""
+    buffer = np.zeros(nbytes(fields), np.uint8)
+    return buffer, {name: buffer[field.place].view(field.dtype).reshape(field.shape) for name, field in fields.items()}
 
 
 def aligned(size: int) -> int:
@@ -215,6 +236,11 @@ _TORCH = {
     np.dtype(np.int64): torch.int64,
     np.dtype(np.float32): torch.float32,
 }
+
+
+def _places(slot: np.ndarray, position: np.ndarray, slot_length: int) -> np.ndarray:
+    """int64, flat indices into the tokens of all slots."""
+    return slot.astype(np.int64) * slot_length + position
 
 
 def _power_of_two(number: int) -> int:

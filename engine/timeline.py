@@ -4,31 +4,15 @@ A tick is one network call: one model, up to `max_batch` sequences, each at its 
 state is its tokens, so any resident sequence may be in any tick; which ones are is decided by `choose_batch` alone.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
-from unmask.reveal import RevealPlan
+from unmask.events import Events, Remasks
 
 FREE = -1  # the next model of a slot that holds no sequence
-
-
-@dataclass(frozen=True, eq=False)
-class Events:
-    """The planned rows of S sequences with n masked positions each, sorted by (step, position) along axis 1.
-
-    sequence: int64 [S], the request's ids. length: tokens per sequence. position, step: int32 [S, n].
-    mask_rate: float32 [S, n]. model: int8 [S, n], index of the model that computes the step.
-    """
-
-    sequence: np.ndarray
-    length: int
-    position: np.ndarray
-    step: np.ndarray
-    mask_rate: np.ndarray
-    model: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +23,9 @@ class Tick:
     row_slot, row_position [R]: grouped by sequence in the order of `slots`, positions ascending inside a sequence.
     finished: bool [B], whether this is the sequence's last event; its slot may be taken by the next tick's admissions.
     admitted: what to write into slots before this tick runs, as (slots int32 [A], Events, their rows int64 [A]).
+
+    None unless sequences are masked again: row_draw [R], how often the position was revealed before; masked_slot,
+    masked_position [M], where to write the mask id before this tick runs, grouped like rows.
     """
 
     model: int
@@ -52,6 +39,14 @@ class Tick:
     mask_rate: np.ndarray
     finished: np.ndarray
     admitted: tuple[tuple[np.ndarray, Events, np.ndarray], ...]
+    row_draw: np.ndarray | None = None
+    masked_slot: np.ndarray | None = None
+    masked_position: np.ndarray | None = None
+
+    @property
+    def num_revealed(self) -> int:
+        """By how many positions fewer are masked after this tick than before; negative where more are masked again."""
+        return len(self.row_slot) - (0 if self.masked_slot is None else len(self.masked_slot))
 
 
 class Limits(NamedTuple):
@@ -100,31 +95,6 @@ class Packing:
     def occupancy(self) -> float:
         """Events per place in a tick, 1.0 before the first tick."""
         return self.num_events / (self.num_ticks * self.max_batch) if self.num_ticks else 1.0
-
-
-def events(
-    plan: RevealPlan, positions: np.ndarray, length: int, sequence: np.ndarray, segments: Sequence[tuple[int, int, int]]
-) -> Events:
-    """The events of a plan: its entries in the order of their reveal.
-
-    positions: int64 [n], the masked positions of the plan's columns, ascending. sequence: int64 [S], ids of its rows.
-    segments: (model index, start, stop), contiguous from step 0, as `Schedule.assign` gives them for model names.
-    """
-    models, starts, stops = ([segment[i] for segment in segments] for i in range(3))
-    if not segments or starts != [0, *stops[:-1]]:
-        raise ValueError(f"segments must be contiguous from step 0, got {list(segments)}")
-    if plan.step.size and plan.step.max() >= stops[-1]:
-        raise ValueError(f"segments must cover step {plan.step.max()} of the plan, got an end at {stops[-1]}")
-    order = np.argsort(plan.step, axis=1, kind="stable")
-    step = np.take_along_axis(plan.step, order, axis=1)
-    return Events(
-        sequence=np.asarray(sequence, np.int64),
-        length=int(length),
-        position=np.asarray(positions, np.int32)[order],
-        step=step,
-        mask_rate=np.take_along_axis(plan.mask_rate, order, axis=1).astype(np.float32),
-        model=np.array(models, np.int8)[np.searchsorted(stops, step, side="right")],
-    )
 
 
 def choose_batch(
@@ -184,11 +154,15 @@ class Timeline:
         self._next_model = np.full(max_resident, FREE, np.int64)
         self._admitted_at = np.zeros(max_resident, np.int64)
         # Per slot and row: a copy of its events, where the event of that row stops, and how much is left from there on.
+        # A sequence has a row for each masked position, and more where positions are masked again: tables grow then.
+        self._max_rows = max_length
         rows = (max_resident, max_length)
         self._position, self._step, self._stop = (np.empty(rows, np.int32) for _ in range(3))
         self._mask_rate = np.empty(rows, np.float32)
         self._model = np.empty(rows, np.int8)
         self._left = np.empty(rows, np.int64)
+        # Made for the first sequences that are masked again: per row, see `Remasks`; per slot, how much of it is done.
+        self._row_draw = self._masked_stop = self._masked = self._masked_cursor = None
 
     @property
     def limits(self) -> Limits:
@@ -196,7 +170,7 @@ class Timeline:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tables, allocated once."""
+        """Bytes of the tables. They are allocated once, but grow with sequences that are masked again."""
         return sum(table.nbytes for table in vars(self).values() if isinstance(table, np.ndarray))
 
     def __iter__(self) -> Iterator[Tick]:
@@ -233,12 +207,14 @@ class Timeline:
 
     def _load(self, slots: np.ndarray, chunk: Events, rows: np.ndarray) -> None:
         n = chunk.position.shape[1]
+        if n > self._max_rows:
+            self._grow(n)
         step, model = chunk.step[rows], chunk.model[rows]
         self._position[slots, :n] = chunk.position[rows]
         self._step[slots, :n] = step
         self._mask_rate[slots, :n] = chunk.mask_rate[rows]
         self._model[slots, :n] = model
-        self._stop[slots, :n], self._left[slots, :n] = _ahead(step, model, self.max_length)
+        self._stop[slots, :n], self._left[slots, :n] = _ahead(step, model)
 
         self._sequence[slots] = chunk.sequence[rows]
         self._length[slots] = chunk.length
@@ -246,15 +222,40 @@ class Timeline:
         self._cursor[slots] = 0
         self._next_model[slots] = model[:, 0]
         self._admitted_at[slots] = self.stats.num_ticks
+        if chunk.remasks is not None:
+            self._load_remasks(slots, chunk.remasks, rows, n)
+        elif self._row_draw is not None:
+            self._row_draw[slots], self._masked_stop[slots], self._masked_cursor[slots] = 0, 0, 0
+
+    def _load_remasks(self, slots: np.ndarray, remasks: Remasks, rows: np.ndarray, n: int) -> None:
+        if self._row_draw is None:
+            self._row_draw, self._masked_stop = (np.zeros_like(self._position) for _ in range(2))
+            self._masked = np.empty((self.max_resident, 0), np.int32)
+            self._masked_cursor = np.zeros(self.max_resident, np.int64)
+        m = remasks.position.shape[1]
+        if m > self._masked.shape[1]:
+            self._masked = _widened(self._masked, m)
+        self._row_draw[slots, :n], self._masked_stop[slots, :n] = remasks.draw[rows], remasks.stop[rows]
+        self._masked[slots, :m] = remasks.position[rows]
+        self._num_rows[slots] = remasks.num_rows[rows]
+        # Rows behind the last repeat it, so its event would go on to the end of the table.
+        self._stop[slots, :n] = np.minimum(self._stop[slots, :n], remasks.num_rows[rows, None])
+        self._masked_cursor[slots] = 0
+
+    def _grow(self, num_rows: int) -> None:
+        for name in ("_position", "_step", "_stop", "_mask_rate", "_model", "_left", "_row_draw", "_masked_stop"):
+            table = getattr(self, name)
+            if table is not None:
+                setattr(self, name, _widened(table, num_rows))
+        self._max_rows = num_rows
 
     def _tick(self, admitted: tuple[tuple[np.ndarray, Events, np.ndarray], ...]) -> Tick:
         slots = self._choose()
         model = int(self._next_model[slots[0]])
-        first = slots * self.max_length + self._cursor[slots]  # index of the event's first row in the flat row arrays
+        first = slots * self._max_rows + self._cursor[slots]  # index of the event's first row in the flat row arrays
         stop = self._stop.ravel()[first].astype(np.int64)
         counts = stop - self._cursor[slots]
-        ends = counts.cumsum()
-        rows = np.arange(ends[-1]) + np.repeat(first - ends + counts, counts)
+        rows = _ranges(first, counts)
         finished = stop == self._num_rows[slots]
         tick = Tick(
             model=model,
@@ -268,6 +269,7 @@ class Timeline:
             mask_rate=self._mask_rate.ravel()[first],
             finished=finished,
             admitted=admitted,
+            **({} if self._row_draw is None else self._masked_again(slots, first, rows)),
         )
         self._cursor[slots] = stop
         upcoming = self._model.ravel()[np.where(finished, first, first + counts)]
@@ -275,13 +277,24 @@ class Timeline:
         self.stats.add(tick)
         return tick
 
+    def _masked_again(self, slots: np.ndarray, first: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """What a tick says of positions that are revealed more than once."""
+        start, stop = self._masked_cursor[slots], self._masked_stop.ravel()[first].astype(np.int64)
+        masked = _ranges(slots * self._masked.shape[1] + start, stop - start)
+        self._masked_cursor[slots] = stop
+        return {
+            "row_draw": self._row_draw.ravel()[rows],
+            "masked_slot": np.repeat(slots.astype(np.int32), stop - start),
+            "masked_position": self._masked.ravel()[masked],
+        }
+
     def _choose(self) -> np.ndarray:
         more = self._chunk is not None
         if more:
             urgency = -self._admitted_at
         else:  # in a free slot the cursor may stand beyond the buffer; its urgency is never looked at
             slot = np.arange(len(self._cursor))
-            urgency = self._left[slot, np.minimum(self._cursor, self.max_length - 1)]
+            urgency = self._left[slot, np.minimum(self._cursor, self._max_rows - 1)]
         return choose_batch(self._next_model, urgency, self._length, self.max_batch, more)
 
     def _check(self, chunk: Events) -> None:
@@ -295,10 +308,11 @@ class Timeline:
                 )
         if n == 0:
             raise ValueError(f"position must have at least one masked position per sequence, got none in {where}")
-        if not n <= chunk.length <= self.max_length:
+        num_masked = n if chunk.remasks is None else 1
+        if not num_masked <= chunk.length <= self.max_length:
             raise ValueError(
-                f"length must lie between the number of masked positions {n} and max_length {self.max_length}, "
-                f"got {chunk.length} in {where}"
+                f"length must lie between the number of masked positions {num_masked} and "
+                f"max_length {self.max_length}, got {chunk.length} in {where}"
             )
         if num_sequences and not 0 <= chunk.model.min() <= chunk.model.max() < self.num_models:
             got = f"{chunk.model.min()} to {chunk.model.max()} in {where}"
@@ -311,7 +325,7 @@ def _check_positive(**sizes: int) -> None:
             raise ValueError(f"{name} must be at least 1, got {size}")
 
 
-def _ahead(step: np.ndarray, model: np.ndarray, max_length: int) -> tuple[np.ndarray, np.ndarray]:
+def _ahead(step: np.ndarray, model: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """For each row of sorted events, [S, n]: the index after its event's last row, int32, and what is left, int64.
 
     What is left is one number: segments to go after this one, weighted above any number of events, plus events to go
@@ -325,8 +339,19 @@ def _ahead(step: np.ndarray, model: np.ndarray, max_length: int) -> tuple[np.nda
     events_left = _from_right(np.add, event_ends.astype(np.int64))
     beyond = _from_right(np.maximum, np.where(segment_ends, events_left - 1, 0))
     segments_left = _from_right(np.add, segment_ends.astype(np.int64))
-    return stop, segments_left * (max_length + 1) + events_left - beyond
+    return stop, (segments_left << 32) + events_left - beyond
 
 
 def _from_right(ufunc: np.ufunc, values: np.ndarray) -> np.ndarray:
     return ufunc.accumulate(values[:, ::-1], axis=1)[:, ::-1]
+
+
+def _ranges(first: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """first[0], first[0] + 1, ..., counts[0] numbers of these, then those of first[1], and so on: int64."""
+    ends = counts.cumsum()
+    return np.arange(ends[-1]) + np.repeat(first - ends + counts, counts)
+
+
+def _widened(table: np.ndarray, width: int) -> np.ndarray:
+    """The table [slots, n] with `width` columns, the new ones 0."""
+    return np.pad(table, ((0, 0), (0, width - table.shape[1])))

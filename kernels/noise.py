@@ -9,7 +9,7 @@ implementation of every operator draws exactly these words; `csrc/noise.h` is th
     stream 0   index 0               w0, w1       reveal time of a position
     stream 1   index noise block b   w0, w1       Gumbel of block b, 128 consecutive token ids
     stream 2   index id // 4         w[id % 4]    Gumbel of one token inside the winning block
-    stream 3   free                               ties and random orders of adaptive policies
+    stream 3   a policy's own count  w0, w1       further random numbers of reveal policies
 
 Keys are int64 rows `(sequence, position, draw)`: the request's own ids, `draw` counting earlier draws at that position.
 """
@@ -64,9 +64,13 @@ def reveal_times(seed: int, sequence: Tensor, position: Tensor) -> Tensor:
     t = (k + 1/2) / 2**53 rounded to nearest even, k the top 53 bits of w0 << 32 | w1. Half the values need a 54th bit;
     rounding would make the very last one 1, so it is held at the largest double below.
     """
-    w0, w1, _, _ = philox(0, position, sequence, REVEAL << 24, seed)
-    k = w0 << 21 | w1 >> 11
-    return ((k.double() + 0.5) * 2.0**-53).clamp_(max=1 - 2.0**-53)
+    return _double(*philox(0, position, sequence, REVEAL << 24, seed)[:2])
+
+
+def policy_uniforms(seed: int, sequence: Tensor, position: Tensor, count: Tensor | int) -> Tensor:
+    """Further numbers like `reveal_times`, independent of these and of each other, for a policy to count: fp64 in
+    (0, 1) of the arguments' broadcast shape."""
+    return _double(*philox(count, position, sequence, POLICY << 24, seed)[:2])
 
 
 def block_gumbel(seed: int, keys: Tensor, num_blocks: int) -> Tensor:
@@ -91,6 +95,18 @@ def winner_gumbel(seed: int, keys: Tensor, block: Tensor) -> Tensor:
     index = block.unsqueeze(-1) * (BLOCK // 4) + torch.arange(BLOCK // 4, device=keys.device)
     words = torch.stack(philox(index, position, sequence, TOKEN_RACE << 24 | draw, seed), dim=-1).flatten(1)
     return _gumbel(_unit(words), _unit(words ^ _MASK))
+
+
+def order_gumbel(seed: int, keys: Tensor) -> Tensor:
+    """Gumbel noise of whole positions, for the orders of adaptive policies: keys int64 [R, 3] -> fp32 [R]."""
+    sequence, position, draw = keys.unbind(1)
+    w0, w1, _, _ = philox(0, position, sequence, POLICY << 24 | draw, seed)
+    return _gumbel(_unit(w0, w1), _unit(w0 ^ _MASK, w1 ^ _MASK))
+
+
+def _double(w0: Tensor, w1: Tensor) -> Tensor:
+    k = w0 << 21 | w1 >> 11
+    return ((k.double() + 0.5) * 2.0**-53).clamp_(max=1 - 2.0**-53)
 
 
 def _unit(word: Tensor, low: Tensor | None = None) -> Tensor:

@@ -2,14 +2,17 @@
 
 import itertools
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
+from unmask import reveal
+from unmask.arguments import MAX_STEPS
 from unmask.kernels.noise import reveal_times
-from unmask.reveal import MAX_STEPS, POLICIES, Ancestral, FirstHitting, Fixed, Order, parse
+from unmask.reveal import POLICIES, Ancestral, Blocks, FirstHitting, Fixed, Order, parse
 
 # One line enrols a policy in every parametrised test. Explicit orders cover positions 0 to 39.
 ENROLLED = (
@@ -23,6 +26,11 @@ ENROLLED = (
     Fixed(1),
     Fixed(4),
     Fixed(64),
+    Fixed(5, "first"),
+    Blocks(Ancestral(5, "cosine"), 3),
+    Blocks(FirstHitting(), 4),
+    Blocks(Fixed(2, "first"), 5),
+    Blocks(Order([int(i) for i in np.random.default_rng(8).permutation(40)]), 3),
     Order("left-to-right"),
     Order("right-to-left"),
     Order([int(i) for i in np.random.default_rng(7).permutation(40)]),
@@ -70,7 +78,7 @@ def test_contract(policy):
     step, rate = (np.take_along_axis(a, order, axis=1) for a in (plan.step, plan.mask_rate))
     assert (np.diff(rate, axis=1) <= 0).all(), "mask rates fall along the trajectory"
     assert (np.diff(rate, axis=1)[np.diff(step, axis=1) == 0] == 0).all(), "one event, one mask rate"
-    if not isinstance(policy, Order):
+    if not isinstance(policy, (Order, Blocks)):
         assert (np.diff(np.take_along_axis(plan.step, np.argsort(-times, axis=1), axis=1), axis=1) >= 0).all()
 
 
@@ -184,6 +192,72 @@ def test_fixed_subsets_are_uniform():
     chi_square(observed, np.full(90, 500.0))
 
 
+@pytest.mark.parametrize(("n", "steps"), [(10, 4), (4, 10), (6, 6), (11, 8), (7, 1)])
+def test_fixed_remainder_first(n, steps):
+    """The counts of LLaDA's `get_num_transfer_tokens`: n // N, and one more in each of the first n % N steps."""
+    plan = Fixed(steps, "first").plan(uniform(200, n), np.arange(n))
+    wanted = [n // steps + (k < n % steps) for k in range(steps)]
+    assert (counts_per_step(plan.step, steps) == wanted).all()
+    assert np.array_equal(plan.mask_rate, (n - np.cumsum([0, *wanted[:-1]]))[plan.step] / n)
+
+
+def test_blocks_are_groups_by_rank():
+    """Groups of 3 masked positions, wherever they stand; each has the plan of its own policy, one behind the other."""
+    positions, times = np.array([1, 2, 7, 8, 20, 21, 22, 30]), uniform(300, 8)
+    policy = Blocks(Fixed(2, "first"), 3)
+    plan = policy.plan(times, positions)
+    assert policy.num_steps(8) == 6 and policy.num_steps(9) == 6 and policy.num_steps(2) == 2
+    assert (counts_per_step(plan.step, 6) == [2, 1, 2, 1, 1, 1]).all()
+    for group, first in ((slice(0, 3), 0), (slice(3, 6), 2), (slice(6, 8), 4)):
+        alone = Fixed(2, "first").plan(times[:, group], positions[group])
+        assert np.array_equal(plan.step[:, group], alone.step + first)
+    assert np.array_equal(plan.mask_rate, (8 - np.array([0, 2, 3, 5, 6, 7]))[plan.step] / 8)
+
+
+def test_blocks_tell_the_share_of_all_masked_positions():
+    """Of an inner policy that tells a time, that time for its own group, and all of the groups behind it."""
+    times = uniform(50, 10)
+    rate = Blocks(FirstHitting(), 4).plan(times, np.arange(10)).mask_rate
+    behind = np.array([6] * 4 + [2] * 4 + [0] * 2)
+    np.testing.assert_allclose(rate, (times * np.array([4] * 8 + [2] * 2) + behind) / 10, atol=1e-15)
+
+
+def test_one_block_is_no_block():
+    times = uniform(50, 10)
+    for policy in (Ancestral(7), FirstHitting(), Fixed(4), Order("right-to-left")):
+        whole, one = policy.plan(times, np.arange(10)), Blocks(policy, 10).plan(times, np.arange(10))
+        assert np.array_equal(whole.step, one.step) and np.allclose(whole.mask_rate, one.mask_rate, rtol=0, atol=1e-15)
+        assert policy.num_steps(10) == Blocks(policy, 99).num_steps(10)
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """What `Blocks` and `parse` may know of a policy that looks at scores."""
+
+    per_step: int
+    adaptive = True
+
+    def __str__(self):
+        return f"adaptive:{self.per_step}"
+
+    def num_steps(self, num_masked):
+        return -(-num_masked // self.per_step)
+
+
+def test_blocks_keep_an_adaptive_policy(monkeypatch):
+    monkeypatch.setattr(reveal, "_PARSERS", {})
+    monkeypatch.setattr(reveal, "SPELLINGS", list(reveal.SPELLINGS))
+    reveal.register("adaptive", lambda rest: Adaptive(int(rest[0])) if len(rest) == 1 else None, "adaptive:K")
+    policy = Blocks(Adaptive(2), 5, stop_id=0)
+    assert policy.adaptive and policy.num_steps(12) == 3 + 3 + 1 and not Blocks(Fixed(3), 2).adaptive
+    for one in (policy, Blocks(Adaptive(3), 8)):
+        assert parse(str(one)) == one
+    assert str(policy) == "blocks:5:stop:0:adaptive:2"
+    for text in ("blocks:5:adaptive", "adaptive:1:2", "blocks:5:adaptive:x"):
+        with pytest.raises(ValueError, match=f'"adaptive:K", got {text!r}'):
+            parse(text)
+
+
 def test_orders():
     positions, times = np.array([1, 4, 5]), np.full((2, 3), 0.5)
     assert Order("left-to-right").plan(times, positions).step.tolist() == [[0, 1, 2]] * 2
@@ -207,6 +281,13 @@ def test_orders():
         (lambda: Fixed(0), ValueError, r"steps .* got 0"),
         (lambda: Fixed(True), TypeError, r"steps .* got True"),
         (lambda: Fixed(2.5), TypeError, r"steps .* got 2.5"),
+        (lambda: Fixed(4, "last"), ValueError, r'remainder must be "spread", "first", got \'last\''),
+        (lambda: Blocks(Fixed(4), 0), ValueError, r"length must be at least 1, got 0"),
+        (lambda: Blocks(Fixed(4), 2.0), TypeError, r"length must be a whole number, got 2.0"),
+        (lambda: Blocks("fixed:4", 8), TypeError, r"policy must be a reveal policy .* got 'fixed:4'"),
+        (lambda: Blocks(Blocks(Fixed(4), 2), 8), ValueError, r"policy must be .* single group, got 'blocks:2:fixed:4'"),
+        (lambda: Blocks(Fixed(4), 8, 3), ValueError, r"stop_id must be None for .* 'fixed:4', got 3"),
+        (lambda: Blocks(Adaptive(4), 8, -1), ValueError, r"stop_id must be at least 0, got -1"),
         (lambda: Ancestral(4, "sine"), ValueError, r'grid must be "linear", "cosine", or .* got \'sine\''),
         (
             lambda: Ancestral(4, (1, 0.5, 0)),
@@ -260,7 +341,10 @@ def test_parse():
     assert parse("ancestral:64:cosine") == Ancestral(64, "cosine")
     assert parse("ancestral:2:1,0.5,0.25") == Ancestral(2, (1, 0.5, 0.25))
     assert parse("first-hitting") == FirstHitting()
-    assert parse("fixed:64") == Fixed(64)
+    assert parse("fixed:64") == parse("fixed:64:spread") == Fixed(64)
+    assert parse("fixed:64:first") == Fixed(64, "first")
+    assert parse("blocks:32:fixed:8:first") == Blocks(Fixed(8, "first"), 32)
+    assert parse("blocks:32:left-to-right") == Blocks(Order("left-to-right"), 32)
     assert parse("right-to-left") == Order("right-to-left")
     assert parse("order:2,0,1") == Order((2, 0, 1))
 
@@ -280,6 +364,13 @@ def test_parse():
         ("first-hitting:3", r"got 'first-hitting:3'"),
         ("fixed:-1", r"steps must lie between"),
         ("order:1,1", r"1 more than once"),
+        ("fixed:8:last", r"got 'fixed:8:last': remainder must be"),
+        ("blocks:8", r"got 'blocks:8'"),
+        ("blocks:fixed:8", r"got 'blocks:fixed:8'.*'fixed'"),
+        ("blocks:0:fixed:8", r"length must be at least 1"),
+        ("blocks:4:random", r"got 'blocks:4:random'$"),
+        ("blocks:4:blocks:2:fixed:8", r"single group"),
+        ("blocks:4:stop:2:fixed:8", r"stop_id must be None for the planned policy 'fixed:8', got 2"),
         ("random", r"got 'random'"),
     ],
 )

@@ -272,7 +272,7 @@ class _Count(Progress):
         self.follow, self.done, self.total = follow, 0, total
 
     def update(self, run: Run, tick: Tick) -> None:
-        self.done += int(tick.row_counts.sum())
+        self.done += tick.num_revealed
         self.follow("sampling", self.done, self.total)
 
 

@@ -1,0 +1,47 @@
+"""What LLaDA's loop does in a step, with the options that others have added."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from unmask.adaptive import Confidence
+from unmask.choose import Categorical
+from unmask.denoiser import Denoiser
+from unmask.reveal import Blocks
+from unmask.sampler import Sampler
+
+REMASKING = {"low_confidence": "probability", "random": "random"}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """remasking: what keeps its token, "low_confidence" what is most probable, "random" any. suppress: ids that are
+    never drawn. doubted: see `Confidence`. guidance: scale of unsupervised classifier-free guidance. kept: given ids
+    that stay in its unconditional input.
+    """
+
+    temperature: float = 0.0
+    remasking: str = "low_confidence"
+    suppress: tuple[int, ...] = ()
+    doubted: tuple[int, ...] = ()
+    guidance: float = 0.0
+    kept: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.remasking not in REMASKING:
+            raise ValueError(f"remasking must be one of {', '.join(REMASKING)}, got {self.remasking!r}")
+
+    def sampler(
+        self, denoiser: Denoiser, length: int, max_batch: int, policy: type[Confidence] = Confidence, **counts: Any
+    ) -> Sampler:
+        """Its sampler, over blocks of `length` masked positions. counts: how many a step reveals, as of `policy`."""
+        if self.kept and self.guidance:
+            raise ValueError(f"kept must be empty with guidance, got {self.kept}")
+        if self.remasking == "low_confidence":
+            counts |= {"untempered": True, "doubted": self.doubted}
+        return Sampler(
+            denoiser,
+            reveal=Blocks(policy(REMASKING[self.remasking], **counts), length),
+            choose=Categorical(self.temperature, suppress=self.suppress, draw_mask=True),
+            guidance=self.guidance,
+            max_batch=max_batch,
+        )
