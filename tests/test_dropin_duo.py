@@ -94,6 +94,17 @@ def test_endings(noise_removal, compat, network, law):
     assert goodness(drawn, trajectory_law(law, rates, last=duo.LAST[noise_removal])) > (1e-6 if compat else 1e-4)
 
 
+def test_a_time_conditioned_network_is_told_when_it_ends():
+    network = peers.random_backbone(seed=4, conditioned=True)  # whose likeliest tokens depend on it
+    model = MDLM(network, "ancestral", noise_removal="greedy")
+    model.time_conditioning = True
+    drawn = duo.generate_samples(model, 1000, None, 2, 0.1, seed=7, max_batch=4096)
+    rates, law = torch.linspace(1, 0.1, 3, dtype=torch.float64).numpy(), laws_of(network, log_linear)
+    assert goodness(drawn, trajectory_law(law, rates, last="argmax")) > 1e-4
+    told_wrong = trajectory_law(lambda state, rate: law(state, 1.0 if rate == 0.1 else rate), rates, last="argmax")
+    assert goodness(drawn, told_wrong) < 1e-4
+
+
 def test_another_noise(network, law):
     model = MDLM(network)
     model.noise = Cosine()
