@@ -16,7 +16,7 @@ from scipy import stats
 from torch import nn
 
 IDS, LENGTH, MASK = 3, 3, 3  # real ids 0 … 2, then the mask id
-HEADS = 2
+HEADS, NUM = 2, 8000  # NUM samples in a test of a law
 
 
 class Backbone(nn.Module):
@@ -68,6 +68,55 @@ def model_config(backbone, length=LENGTH):
     blocks = 2 if isinstance(backbone, Foreign) else len(list(backbone.blocks.children()))
     sizes = {"hidden_size": hidden, "cond_dim": 8, "n_blocks": blocks, "n_heads": HEADS, "length": length}
     return SimpleNamespace(**sizes, scale_by_sigma=True, dropout=0.1)
+
+
+class LogLinear(nn.Module):
+    def forward(self, t):
+        return -torch.log1p(-(1 - 1e-3) * t), (1 - 1e-3) / (1 - (1 - 1e-3) * t)
+
+
+class Cosine(nn.Module):
+    def forward(self, t):
+        return -torch.log(1e-3 + (1 - 1e-3) * torch.cos(t * torch.pi / 2)), torch.zeros_like(t)
+
+
+class Diffusion(nn.Module):
+    """The attributes of MDLM's class, and a `_sample` of its own that must not run."""
+
+    def __init__(self, backbone, predictor="ddpm_cache", *, noise_removal=True, conditioned=False, batch=NUM, steps=3):
+        super().__init__()
+        self.backbone, self.noise, self.ema = backbone, LogLinear(), None
+        self.mask_index, self.vocab_size = MASK, IDS + 1
+        self.parameterization, self.sampler, self.time_conditioning = "subs", predictor, conditioned
+        self.config = SimpleNamespace(
+            model=model_config(backbone),
+            noise=SimpleNamespace(type="loglinear"),
+            loader=SimpleNamespace(eval_batch_size=batch),
+            sampling=SimpleNamespace(predictor=predictor, steps=steps, noise_removal=noise_removal),
+        )
+
+    def forward(self, x, sigma):
+        sigma = sigma.squeeze(-1) if self.time_conditioning else torch.zeros(len(x))
+        logits = self.backbone(x, sigma)
+        logits[:, :, self.mask_index] = -1e6
+        logits = logits.log_softmax(-1)
+        logits[x != self.mask_index] = -1e6
+        logits[x != self.mask_index, x[x != self.mask_index]] = 0
+        return logits
+
+    def _ddpm_update(self, x, t, dt):
+        raise AssertionError
+
+    _ddpm_caching_update = _analytic_update = _ddpm_update
+
+    def _sample_prior(self, *batch_dims):
+        return torch.full(batch_dims, self.mask_index)
+
+    def _sample(self, num_steps=None, eps=1e-5):
+        raise AssertionError
+
+    def restore_model_and_sample(self, num_steps, eps=1e-5):
+        return self._sample(num_steps=num_steps, eps=eps)
 
 
 def laws_of(backbone, sigma_of_rate, num_ids=IDS):

@@ -6,63 +6,26 @@ from types import SimpleNamespace
 import absorbing_peers as peers
 import pytest
 import torch
-from absorbing_peers import IDS, LENGTH, MASK, goodness, laws_of, log_linear, plain_signature, trajectory_law
+from absorbing_peers import (
+    IDS,
+    LENGTH,
+    MASK,
+    Cosine,
+    Diffusion,
+    LogLinear,
+    goodness,
+    laws_of,
+    log_linear,
+    plain_signature,
+    trajectory_law,
+)
 from torch import nn
 
 from unmask import dropin
 from unmask.dropin import backbones, mdlm, patching
+from unmask.dropin.stepwise import Arithmetic, probabilities
 
-NUM = 8000
 RATES = torch.linspace(1, 1e-5, 4, dtype=torch.float64).numpy()
-
-
-class LogLinear(nn.Module):
-    def forward(self, t):
-        return -torch.log1p(-(1 - 1e-3) * t), (1 - 1e-3) / (1 - (1 - 1e-3) * t)
-
-
-class Cosine(nn.Module):
-    def forward(self, t):
-        return -torch.log(1e-3 + (1 - 1e-3) * torch.cos(t * torch.pi / 2)), torch.zeros_like(t)
-
-
-class Diffusion(nn.Module):
-    """The attributes of the published class, and a `_sample` of its own that must not run."""
-
-    def __init__(self, backbone, predictor="ddpm_cache", *, noise_removal=True, conditioned=False, batch=NUM, steps=3):
-        super().__init__()
-        self.backbone, self.noise, self.ema = backbone, LogLinear(), None
-        self.mask_index, self.vocab_size = MASK, IDS + 1
-        self.parameterization, self.sampler, self.time_conditioning = "subs", predictor, conditioned
-        self.config = SimpleNamespace(
-            model=peers.model_config(backbone),
-            noise=SimpleNamespace(type="loglinear"),
-            loader=SimpleNamespace(eval_batch_size=batch),
-            sampling=SimpleNamespace(predictor=predictor, steps=steps, noise_removal=noise_removal),
-        )
-
-    def forward(self, x, sigma):
-        sigma = sigma.squeeze(-1) if self.time_conditioning else torch.zeros(len(x))
-        logits = self.backbone(x, sigma)
-        logits[:, :, self.mask_index] = -1e6
-        logits = logits.log_softmax(-1)
-        logits[x != self.mask_index] = -1e6
-        logits[x != self.mask_index, x[x != self.mask_index]] = 0
-        return logits
-
-    def _ddpm_update(self, x, t, dt):
-        raise AssertionError
-
-    _ddpm_caching_update = _analytic_update = _ddpm_update
-
-    def _sample_prior(self, *batch_dims):
-        return torch.full(batch_dims, self.mask_index)
-
-    def _sample(self, num_steps=None, eps=1e-5):
-        raise AssertionError
-
-    def restore_model_and_sample(self, num_steps, eps=1e-5):
-        return self._sample(num_steps=num_steps, eps=eps)
 
 
 @pytest.fixture(scope="module")
@@ -313,3 +276,52 @@ def test_a_fingerprint_is_of_every_weight(network):
         assert backbones._fingerprint(state) != before
         tensor.view(-1)[0] = kept
     assert backbones._fingerprint(state) == before
+
+
+# --- published arithmetic ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("predictor", "last"), [("ddpm", "argmax"), ("ddpm_cache", "argmax"), ("analytic", "draw")])
+def test_the_published_steps(predictor, last, network):
+    """With few steps and likely tokens its arithmetic makes no difference that a χ² test sees, its ending does."""
+    diffusion = Diffusion(network, predictor)
+    rates = torch.linspace(1, 0.7, 3, dtype=torch.float64).numpy()
+    law = {last: trajectory_law(laws_of(network, log_linear), rates, last=last) for last in ("argmax", "draw")}
+    drawn = mdlm._sample(diffusion, 2, 0.7, seed=8, max_batch=4096, compat="mdlm")
+    assert goodness(drawn, law[last]) > 1e-6
+    assert goodness(drawn, law["draw" if last == "argmax" else "argmax"]) < 1e-6
+    diffusion.config.sampling.noise_removal = False
+    drawn = mdlm._sample(diffusion, 2, 0.7, seed=9, max_batch=4096, compat="mdlm")
+    assert goodness(drawn, trajectory_law(laws_of(network, log_linear), rates, last="leave")) > 1e-6
+
+
+def test_log_probabilities_are_rounded_as_published(network):
+    logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(0)) * 4
+    narrow = probabilities(7, mdlm.PUBLISHED)(logits.clone())
+    exact = probabilities(7, Arithmetic())(logits.clone())
+    assert narrow.dtype is torch.bfloat16 and exact.dtype is torch.float64
+    assert (narrow[:, 7] == 0).all() and (exact[:, 7] == 0).all()
+    assert exact.sum(1).tolist() == pytest.approx([1] * 4, abs=1e-12)
+    error = (narrow.double() / exact - 1)[exact > 0]
+    assert 0.01 < error.abs().max() < 0.1  # log p between 8 and 16 is rounded to sixteenths
+
+
+def test_rare_tokens_are_rarer_with_published_noise():
+    """A token that weighs r against the mask id should win r / (1 + r) of the races. With all 2^24 fp32 uniforms for
+    the token, and as many for the mask id, it wins less often; with this library's noise it does not."""
+    uniforms = torch.arange(2**24, dtype=torch.float32) / 2**24
+    exponential = mdlm.PUBLISHED.exponential(uniforms).sort().values
+    assert exponential[0].item() == pytest.approx(6e-8, rel=0.01)
+
+    def published(r):  # the token wins if r / its exponential exceeds 1 / the mask's
+        lost = torch.searchsorted(exponential, (exponential / r).contiguous(), right=True)
+        return (1 - lost.double() / 2**24).mean().item() / (r / (1 + r))
+
+    def ours(r):  # the smallest of 2^32 exponentials, which alone can win; those of the mask id are continuous
+        k = torch.arange(int(64 * r * 2**32) + 64, dtype=torch.float64)
+        token = -torch.log1p(-(k + 0.5) / 2**32)
+        return (-token / r).exp().sum().item() / 2**32 / (r / (1 + r))
+
+    for r, expected in ((1e-5, 0.997), (1e-6, 0.970), (3e-7, 0.903), (1e-7, 0.730), (3e-8, 0.314)):
+        assert published(r) == pytest.approx(expected, abs=0.01), r
+        assert ours(r) == pytest.approx(1, abs=2e-3), r

@@ -18,8 +18,9 @@ from unmask.dropin.patching import named, restore
 
 __all__ = ["PEERS", "patch", "unpatch"]
 
-# module -> what `patch` takes of it, in words; the first that fits serves
-PEERS: dict[str, str] = {
+PEERS = {  # module: what `patch` takes of it, in words; the first that fits serves
+    "remdm": "ReMDM's Diffusion (_sample, _dfm_caching_update)",
+    "duo": "Duo's model (generate_samples, _ancestral_update)",
     "mdlm": "MDLM's Diffusion (_sample, _ddpm_caching_update)",
     "sedd": "SEDD's module `sampling` (get_pc_sampler, get_sampling_fn)",
     "llada": "LLaDA's module with generate",

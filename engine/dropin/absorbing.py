@@ -1,7 +1,6 @@
 """What the peers of this folder share: trajectories from all masked to none, and how one is run here."""
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -49,27 +48,24 @@ class Trajectory:
     """N steps, in each of which masked positions are revealed independently, and revealed ones masked again.
 
     rates: float64 [N + 1], the share of masked positions that the network is told at the start of each step and after
-    the last; it falls strictly from 1. reveal: float64 [N], the chance of a masked position. remask: float64 [N], that
-    of a revealed one.
+    the last. reveal: float64 [N], the chance of a masked position. remask: float64 [N], that of a revealed one.
+    policy: has the same law, and reveals in step N what is masked after the last; None where none of ours has.
     """
 
     rates: np.ndarray
     reveal: np.ndarray
     remask: np.ndarray
+    policy: Reveal | None
 
     @classmethod
     def ancestral(cls, rates: np.ndarray) -> "Trajectory":
-        """The chances follow from the rates, and nothing is masked again."""
-        return cls(rates, 1 - rates[1:] / rates[:-1], np.zeros(len(rates) - 1))
+        """Rates that fall strictly from 1 decide the chances, and nothing is masked again."""
+        policy = Ancestral(len(rates) - 1, tuple(rates.tolist()))
+        return cls(rates, 1 - rates[1:] / rates[:-1], np.zeros(len(rates) - 1), policy)
 
     @property
     def num_steps(self) -> int:
         return len(self.reveal)
-
-    @cached_property
-    def policy(self) -> Reveal:
-        """What is masked after the last step is revealed in one more."""
-        return Ancestral(self.num_steps, tuple(self.rates.tolist()))
 
 
 @dataclass(frozen=True)

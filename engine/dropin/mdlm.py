@@ -89,16 +89,19 @@ def check_log_linear(obj: Any) -> None:
 def _run(obj: Any, num_steps: int | None, eps: float, options: Options) -> Tensor:
     times = absorbing.linear_times(obj.config.sampling.steps if num_steps is None else num_steps, eps)
     chances = mask_chances(obj, times)
-    network = network_of(obj, float(chances[0]))
-    last = "draw" if obj.config.sampling.noise_removal else "leave"
-    trajectory = Trajectory.ancestral((chances / chances[0]).numpy())
-    made, template = denoiser(network, options.dtype), prior(obj)
+    made, template = denoiser(network_of(obj, float(chances[0])), options.dtype), prior(obj)
+    trajectory, last = Trajectory.ancestral((chances / chances[0]).numpy()), last_of(obj, options)
     if options.compat is None:
         return absorbing.sample(made, template, trajectory, options, last=last)
-    if last == "draw" and obj.sampler != "analytic":
-        last = "argmax"
     run = Stepwise(made, probabilities(obj.mask_index, PUBLISHED), PUBLISHED)
     return run.sample(template, trajectory, options, last=last)
+
+
+def last_of(obj: Any, options: Options) -> str:
+    """What becomes of positions that are masked after the last step."""
+    if not obj.config.sampling.noise_removal:
+        return "leave"
+    return "argmax" if options.compat and obj.sampler != "analytic" else "draw"
 
 
 def mask_chances(obj: Any, times: Tensor) -> Tensor:

@@ -141,3 +141,20 @@ def probabilities(mask_id: int, arithmetic: Arithmetic) -> Law:
         return (logits - logits.logsumexp(-1, keepdim=True)).exp()
 
     return law
+
+
+def nucleus(law: Law, top_p: float, *, crossing: bool = True) -> Law:
+    """`law` at its likeliest tokens alone, normalised: those whose mass together does not exceed `top_p`, and with
+    `crossing` the one that makes it do so; the likeliest in any case."""
+    if not top_p < 1:
+        return law
+
+    def kept(logits: Tensor) -> Tensor:
+        ordered, ids = law(logits).sort(descending=True)
+        mass = ordered.cumsum(-1) - (ordered if crossing else 0)
+        beyond = mass > top_p
+        beyond[:, 0] = False
+        ordered = ordered.masked_fill(beyond, 0)
+        return torch.zeros_like(ordered).scatter(-1, ids, ordered / ordered.sum(-1, keepdim=True))
+
+    return kept

@@ -1,0 +1,132 @@
+"""Duo's `generate_samples` for absorbing models (MDLM, SEDDAbsorb), github.com/s-sahoo/duo.
+
+Its predictors "ancestral", "ancestral_cache" and "analytic" have one law on the absorbing process, that of
+`unmask.Ancestral` on its time grid; what is left in the end is drawn, taken greedily or left, as config.sampling says.
+Sahoo et al. 2025, arXiv 2506.10892.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unmask.choose import Categorical
+from unmask.dropin import absorbing, patching
+from unmask.dropin.absorbing import Options, Trajectory
+from unmask.dropin.backbones import Network, denoiser, setting
+from unmask.dropin.stepwise import Arithmetic, Stepwise, nucleus, probabilities
+
+PREDICTORS = "ancestral", "ancestral_cache", "analytic"
+LAST = {"ancestral": "draw", "greedy": "argmax", "none": "leave"}  # config.sampling.noise_removal
+PUBLISHED = Arithmetic(torch.bfloat16, torch.float64, torch.float64, bias=1e-10, competes=True)
+
+
+def fits(obj: Any) -> bool:
+    """Whether `obj` is a Diffusion of Duo's code."""
+    return patching.has(obj, "generate_samples", "_ancestral_update")
+
+
+def patch(
+    obj: Any,
+    *,
+    seed: int | None = None,
+    compat: str | None = None,
+    dtype: torch.dtype | None = None,
+    max_batch: int = 16,
+) -> None:
+    """Replace `generate_samples` of a live model; `restore_model_and_sample` calls it and needs no replacement.
+
+    Options are those of `Options`. Raises ValueError for what is not served, and if `obj` is patched already.
+    """
+    options = Options("duo", seed, compat, dtype, max_batch)
+    check(obj, compat)
+
+    def generate_samples(self, num_samples, labels=None, num_steps=None, eps=1e-5):
+        check(self, compat, labels)
+        return _run(self, num_samples, num_steps, eps, options)
+
+    patching.replace(obj, {"generate_samples": generate_samples})
+
+
+def unpatch(obj: Any) -> None:
+    """Put `generate_samples` back. Raises ValueError if `obj` is not patched."""
+    patching.restore(obj)
+
+
+def generate_samples(
+    self: Any,
+    num_samples: int,
+    labels: Tensor | None = None,
+    num_steps: int | None = None,
+    eps: float = 1e-5,
+    **options: Any,
+) -> Tensor:
+    """Samples int64 [num_samples, num_tokens], on the device of the backbone.
+
+    labels: must be None. num_steps: config.sampling.steps unless given. eps: the time at which the steps end.
+    Tokens are drawn from the nucleus of config.sampling.p_nucleus. Options are those of `Options`; compat="duo": log p
+    in bf16, noise of fp64 uniforms with their bias, in which the mask id competes.
+    """
+    options = Options("duo", **options)
+    check(self, options.compat, labels)
+    return _run(self, num_samples, num_steps, eps, options)
+
+
+def check(obj: Any, compat: str | None, labels: Tensor | None = None) -> None:
+    """Raise ValueError for a model or a call that is not served."""
+    if getattr(obj, "mask_index", None) is None:
+        raise ValueError(
+            f"obj must be a model of the absorbing process, which has mask_index, got {patching.named(obj)} without"
+        )
+    if obj.sampler not in PREDICTORS:
+        raise ValueError(f"config.sampling.predictor must be one of {', '.join(PREDICTORS)}, got {obj.sampler!r}")
+    served = ("subs", "score") if obj.sampler == "analytic" and compat is None else ("subs",)
+    if obj.parameterization not in served:
+        raise ValueError(
+            f"config.algo.parameterization must be {' or '.join(served)} for the predictor {obj.sampler!r}, "
+            f"compat {compat}; got {obj.parameterization!r}"
+        )
+    if obj.config.sampling.noise_removal not in LAST:
+        raise ValueError(
+            f"config.sampling.noise_removal must be one of {', '.join(LAST)}, got {obj.config.sampling.noise_removal!r}"
+        )
+    if labels is not None:
+        raise ValueError(f"labels must be None: no class is told to the model here, got {type(labels).__name__}")
+
+
+def _run(obj: Any, num_samples: int, num_steps: int | None, eps: float, options: Options) -> Tensor:
+    times = absorbing.linear_times(obj.config.sampling.steps if num_steps is None else num_steps, eps)
+    with torch.no_grad():
+        chances = 1 - obj.noise(times)[1].double().cpu()
+    trajectory = Trajectory.ancestral((chances / chances[0]).numpy())
+    network, last = network_of(obj, float(chances[0])), LAST[obj.config.sampling.noise_removal]
+    made, shape = denoiser(network, options.dtype), (num_samples, obj.num_tokens)
+    template = absorbing.check_tokens("prior_sample", obj.prior_sample(*shape), shape, obj.vocab_size)
+    template = template.to(network.device)
+    # The analytic step reads scores and knows no nucleus.
+    top_p = 1.0 if obj.sampler == "analytic" else float(setting(obj.config, "sampling.p_nucleus", 1.0))
+    if options.compat is None:
+        choose = Categorical(top_p=top_p)
+        return absorbing.sample(made, template, trajectory, options, last=last, choose=choose)
+    law = nucleus(probabilities(obj.mask_index, PUBLISHED), top_p)
+    return Stepwise(made, law, PUBLISHED).sample(template, trajectory, options, last=last)
+
+
+def network_of(obj: Any, most: float) -> Network:
+    """most: the mask chance at time 1."""
+    sizes = ("hidden_size", "n_blocks", "n_heads", "length")
+    return Network(
+        backbone=obj.backbone,
+        config={
+            "model": {size: setting(obj.config, f"model.{size}") for size in sizes},
+            "time_conditioning": bool(obj.time_conditioning),
+            "parameterization": "sedd" if obj.parameterization == "score" else obj.parameterization,
+            "noise": {"type": "loglinear"},  # as far as the network sees: its sigma follows from the mask rate
+        },
+        vocab_size=obj.vocab_size,
+        mask_id=obj.mask_index,
+        length=int(obj.num_tokens),
+        time_conditioned=bool(obj.time_conditioning),
+        most=most,
+        logits=lambda tokens, sigma: obj.forward(tokens, sigma[:, None]),
+    )
