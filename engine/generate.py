@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from unmask.adaptive import Confidence
-from unmask.canvas import Canvas, Filled, check_ids, valid_of
+from unmask.caching import Caching
+from unmask.canvas import Canvas, check_ids, valid_of
 from unmask.choose import Categorical
 from unmask.denoiser import Denoiser
 from unmask.dropin import seeds
@@ -60,8 +61,10 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     cfg_scale: float = 0.0,
+    caching: Caching | None = None,
     suppress_tokens: Sequence[int] = (),
     begin_suppress_tokens: Sequence[int] = (),
+    mask_token_id: int | None = None,
     eos_token_id: int | None = None,
     pad_token_id: int | None = None,
     num_return_sequences: int = 1,
@@ -84,13 +87,15 @@ def generate(
     attention_mask: of token ids, zeros are padding, which no network sees; on the left only where tokens are appended.
     tokenizer: of the model, where it brings none; see `wrap`.
     max_new_tokens: mask ids appended to each row. Left out: none, the inputs' own are filled.
-    alg: when positions are revealed. "ancestral" (or "origin"): independently, the exact sampler. "random": equally many
-        each step. "first_hitting": one at a time. By what the model is sure of: "low_confidence" (or "maskgit_plus"),
-        "topk_margin", "entropy", see `Confidence`. Or any policy.
+    alg: when positions are revealed. "ancestral" (or "origin"): independently, the exact sampler. "random": equally
+        many each step. "first_hitting": one at a time. By what the model is sure of: "low_confidence" (or
+        "maskgit_plus"), "topk_margin", "entropy", see `Confidence`. Or any policy.
     steps: in all; one for each masked position unless given. block_length: the positions are revealed in blocks of so
         many, left to right, and `steps` are shared among them.
-    threshold: with low_confidence, topk_margin and entropy: reveal all positions that score so well, instead of `steps`.
-    temperature, top_k, top_p, suppress_tokens, begin_suppress_tokens: see `Categorical`. cfg_scale: see `Sampler`.
+    threshold: with low_confidence, topk_margin and entropy, instead of `steps`: reveal all that score so well.
+    temperature, top_k, top_p, suppress_tokens, begin_suppress_tokens: see `Categorical`. cfg_scale, caching: see
+        `Sampler`.
+    mask_token_id: of a live module that does not tell it itself.
     eos_token_id: what follows it among the appended tokens becomes `pad_token_id` (or `eos_token_id` itself). Where the
         model decides the order within blocks, none begins after one that holds it.
     num_return_sequences: rows for each input, next to each other.
@@ -99,7 +104,7 @@ def generate(
 
     Raises ValueError and TypeError, which name the argument, before anything has run.
     """
-    denoiser = denoiser_of(model, tokenizer=tokenizer)
+    denoiser = denoiser_of(model, mask_token_id, tokenizer=tokenizer)
     num_new = 0 if max_new_tokens is None else _checked("max_new_tokens", max_new_tokens)
     pad_id = next((one for one in (pad_token_id, eos_token_id) if one is not None), 0)
     canvas = _canvas(denoiser, _one_of(inputs, input_ids), attention_mask, num_new, pad_id)
@@ -110,6 +115,7 @@ def generate(
         reveal=_reveal(alg, canvas, steps, block_length, threshold, eos_token_id),
         choose=Categorical(temperature, top_k, top_p, suppress_tokens, begin_suppress_tokens),
         guidance=cfg_scale,
+        caching=caching,
         max_batch=min(len(canvas.tokens), MAX_BATCH),
     )
     filled = canvas.sample(sampler, seeds.resolve(seed))

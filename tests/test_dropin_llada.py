@@ -10,8 +10,8 @@ from published import MASK, VOCAB, TinyModel, module_of, prompts, silent
 from toys import random_dit
 
 from unmask import dropin
-from unmask.dropin import llada
 from unmask.canvas import Canvas
+from unmask.dropin import llada
 from unmask.dropin.plain import SlowPathWarning, whole_logits
 
 SETTINGS = [  # steps, gen_length, block_length, cfg_scale

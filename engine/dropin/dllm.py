@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unmask.dropin import patching, plain, seeds
 from unmask.canvas import Canvas
-from unmask.sources import Model, denoiser_of
+from unmask.dropin import patching, plain, seeds
 from unmask.dropin.rule import Rule
 from unmask.dropin.transfer import Block, Transferred, binomial, common_steps, cut, even, linear, rounded
+from unmask.sources import Model, denoiser_of
 
 
 @dataclass

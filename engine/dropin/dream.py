@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from unmask.adaptive import Confidence
+from unmask.canvas import Canvas, check_ids, valid_of
 from unmask.choose import Categorical
 from unmask.denoiser import Denoiser
 from unmask.dropin import patching, plain, seeds
-from unmask.canvas import Canvas, check_ids, valid_of
 from unmask.dropin.hooks import Hooks, Steps, dream_loop
-from unmask.sources import Model, denoiser_of
 from unmask.reveal import Ancestral, Reveal
 from unmask.sampler import Sampler
+from unmask.sources import Model, denoiser_of
 
 SCORES = {"maskgit_plus": "probability", "topk_margin": "margin", "entropy": "entropy"}
 ALGORITHMS = ("origin", *SCORES)

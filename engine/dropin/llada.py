@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unmask.canvas import Canvas, check_ids, valid_of
 from unmask.denoiser import Denoiser
 from unmask.dropin import patching, plain, seeds
-from unmask.canvas import Canvas, check_ids, valid_of
-from unmask.sources import Model, denoiser_of
 from unmask.dropin.rule import Rule
+from unmask.sources import Model, denoiser_of
 
 EOS, EOT = 126081, 126348  # the ids that the published code has written out
 
