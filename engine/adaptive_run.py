@@ -198,6 +198,14 @@ class AdaptiveRun(Run):
         self._slots.logprobs.index_copy_(0, targets, drawn.logprob)
         self._slots.reveal_step.index_copy_(0, targets, steps)
 
+    def _also_revealed(self, owner: Tensor, position: Tensor) -> None:
+        """Positions beside those that were drawn, to be told of."""
+        both = [owner * self._slots.length + position]
+        if self._revealed is not None:
+            both.append(self._revealed[0] * self._slots.length + self._revealed[1])
+        place = torch.cat(both).sort().values
+        self._revealed = place // self._slots.length, place % self._slots.length
+
     def _count(self, tick: Round) -> None:
         if not self._executors[tick.model].padded:  # else the host knows a bound only
             tick = replace(tick, row_counts=self._num_rows.cpu().numpy().astype(np.int32))

@@ -3,7 +3,9 @@
 import math
 from collections import deque
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -41,6 +43,7 @@ class ConfidenceRun(AdaptiveRun):
         self._bounded = policy.entropy_bound is not None
         self._counted = policy.threshold is None and not self._bounded
         self._watched: deque[tuple[Round, Fetched]] = deque()
+        self._complete: set[int] = set()
         super().__init__(denoisers, timeline, policy=policy, **options)
         shared = policy.eps is not None and self._choose.draw_mask
         self._shares = torch.from_numpy(policy.shares).to(self._device) if shared else None
@@ -143,6 +146,8 @@ class ConfidenceRun(AdaptiveRun):
         targets = self._targets(inputs, owner, packed.position)
         self._slots.tokens.index_fill_(0, targets, self._stop_id)
         self._slots.reveal_step.index_copy_(0, targets, pad(inputs.steps, (0, 1))[owner].int())
+        if self._device.type == "cpu":
+            self._also_revealed(packed.owner[filled], packed.position[filled])
 
     def _fetch(self, loaded: LoadedTick) -> Iterator[HandOut]:
         yield from super()._fetch(loaded)
@@ -158,4 +163,11 @@ class ConfidenceRun(AdaptiveRun):
             request = None if num_left[slot] else self.timeline.release(slot, sequence)
             if request is not None:
                 self._num_finished += 1
+                self._complete.add(sequence)
                 yield self._slots.take(torch.tensor([slot], device=self._device), [sequence], [request.length])
+
+    def _tell(self, tick: Round) -> Round:
+        """With the sequences that were found to be complete, of which the host did not know."""
+        complete = np.isin(tick.sequences, list(self._complete))
+        self._complete.difference_update(tick.sequences.tolist())
+        return replace(super()._tell(tick), finished=tick.finished | complete)

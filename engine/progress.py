@@ -67,10 +67,10 @@ class Lines(Progress):
         if now - self.last >= LINE_SECONDS or self.finished == self.num_samples:
             self.last = now
             share, seconds = self.revealed / self.num_masked, now - self.started
-            left = seconds / share - seconds
+            left = f", {seconds / share - seconds:.0f} s left" if share > 0 else ""
             print(
                 f"sampling: {share:4.0%}, {self.revealed:,} of {self.num_masked:,} tokens, "
-                f"{self.finished} of {self.num_samples} sequences, {seconds:.0f} s, {left:.0f} s left",
+                f"{self.finished} of {self.num_samples} sequences, {seconds:.0f} s{left}",
                 file=self.file,
                 flush=True,
             )

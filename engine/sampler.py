@@ -208,6 +208,20 @@ class Sampler:
             seconds=None if calibration is None else calibration.predict(self.models, loads),
         )
 
+    def check(
+        self,
+        num_samples: int = 1,
+        length: int | Sequence[int] | None = None,
+        *,
+        seed: int = 0,
+        prompt: Prompt | Iterable[Prompt] | None = None,
+        suffix: Prompt | Iterable[Prompt] | None = None,
+    ) -> None:
+        """Raise what `sample` would for these arguments, before anything runs: a prompt that does not fit, a schedule
+        of other steps, ..."""
+        check_seed(seed)
+        self._requests(num_samples, length, prompt, suffix)
+
     def sample(
         self,
         num_samples: int = 1,

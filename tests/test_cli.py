@@ -5,11 +5,14 @@ import io
 import json
 import random
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
+from folders import write_folder
 from rich.console import Console
 from rich.control import strip_control_codes
+from test_layouts_llama import SIZES, state_of
 
 import unmask
 from unmask import checkpoints, cli, measure, request
@@ -17,7 +20,10 @@ from unmask.calibration import Calibration
 from unmask.models.dit import Shape, tensor_shapes
 from unmask.progress import Bar, Lines, Progress, Unmasking
 from unmask.sampler import Sampler
+from unmask.study.prices import Prices
 from unmask.training import corpus
+
+LLAMA = SIZES | {"model_type": "llama", "torch_dtype": "float32"}
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +222,107 @@ class TestPlan:
         assert "64 tokens to reveal; blocks:8:remask:6:loop:eta=0.1" in out
 
 
+ADAPTIVE = {
+    "confidence:probability:steps=6": unmask.Confidence(steps=6),
+    "blocks:8:stop:3:confidence:margin:threshold=0.1": unmask.Blocks(
+        unmask.Confidence("margin", threshold=0.1), 8, stop_id=3
+    ),
+    "remask:6:conf": unmask.RemaskConfidence(6),
+}
+
+
+class TestAdaptive:
+    """Policies that the network decides, and what goes with them."""
+
+    @pytest.mark.parametrize("text", ADAPTIVE)
+    def test_samples_are_those_of_the_library(self, run, pair, text):
+        arguments = ("-n", 3, "--length", 16, "--prompt", "peace", "--seed", 4, "--reveal", text, "--json")
+        choices = ("--guidance", 0.5, "--suppress", "5,6", "--begin-suppress", "7")
+        status, out, err = run("sample", *arguments, *choices, "-m", pair[0])
+        choose = unmask.Categorical(suppress=(5, 6), begin_suppress=(7,))
+        sampler = unmask.Sampler(unmask.load(pair[0]), reveal=ADAPTIVE[text], choose=choose, guidance=0.5)
+        assert json.loads(out)["tokens"] == sampler.sample(3, 16, prompt="peace", seed=4).tokens.tolist()
+        assert status == 0 and "100%" in err
+
+    @pytest.mark.parametrize("text", ADAPTIVE)
+    def test_profiles_become_reports(self, run, pair, text, tmp_path):
+        arguments = ("-n", 3, "--length", 16, "--reveal", text, "--out", tmp_path / "run.json")
+        status, out, _ = run("profile", *arguments, "--guidance", 0.5, "--suppress", 5, "--json", *models(pair))
+        found = json.loads(out)
+        assert status == 0 and not found["partial"] and f'"{text}"' in out
+        total = found["phases"].pop("total")
+        assert sum(found["phases"].values()) == pytest.approx(total)
+        status, _, err = run("report", tmp_path / "run.json", "-o", tmp_path / "report.html")
+        assert (status, err) == (0, "") or "report.html" in err
+        assert text in (tmp_path / "report.html").read_text()
+
+    @pytest.mark.parametrize("text", ADAPTIVE)
+    def test_schedules_are_evaluated(self, run, pair, text):
+        named = models(pair)[:4]
+        arguments = ("-n", 10, "--length", 16, "--data", "none", "--reveal", text, "--json")
+        both = ("--schedule", "heavy:100%", "--schedule", "light:50% heavy:50%")
+        status, out, _ = run("study", "evaluate", *arguments, *both, *named)
+        assert status == 0 and json.loads(out)["reveal"] == text
+        status, out, err = run("study", "search", *arguments[:4], "--reveal", text, "--out", "x", "--scorer", "none")
+        assert (status, out) == (2, "") and "unmask: error: " in err
+
+    def test_search_needs_a_plan(self, pair):
+        sources = {"heavy": unmask.load(pair[0]), "light": unmask.load(pair[1])}
+        for policy in (*ADAPTIVE.values(), unmask.Blocks(unmask.Confidence(per_step=2), 4)):
+            with pytest.raises(ValueError, match="reveal must be a planned policy, whose steps all schedules share"):
+                Prices(sources, policy, num_samples=2, length=8, seed=0)
+
+    def test_plan_counts_guided_calls_and_says_what_has_none(self, run, pair):
+        arguments = ("-n", 2, "--length", 16, "-m", pair[0], "--json", "--reveal", "confidence:probability:steps=6")
+        plain, guided = (json.loads(run("plan", *arguments, "--guidance", w)[1])["events"] for w in (0, 1))
+        assert (plain, guided) == (12, 24)
+        for text in list(ADAPTIVE)[1:]:
+            status, out, err = run("plan", *arguments[:-1], text)
+            assert (status, out) == (2, "")
+            assert err.endswith(f"reveal must fix how many positions each step reveals, for a plan, got {text}\n")
+
+    def test_caching(self, run, tmp_path, pair):
+        folder = write_folder(tmp_path / "causal", LLAMA, state_of())
+        run("convert", folder, "--mask-id", 33, "--out", tmp_path / "made")
+        arguments = ("-n", 2, "--length", 16, "--reveal", "blocks:8:confidence:probability:steps=4", "--temperature", 0)
+        reveal = unmask.Blocks(unmask.Confidence(steps=4), 8)
+        options = {"reveal": reveal, "choose": unmask.Categorical(0.0)}
+        for text, caching in (("prefix", unmask.Caching()), ("dual:2", unmask.Caching("dual", refresh=2))):
+            status, out, _ = run("sample", *arguments, "-m", tmp_path / "made", "--caching", text, "--json")
+            expected = unmask.Sampler(unmask.load(tmp_path / "made"), caching=caching, **options).sample(2, 16)
+            assert status == 0 and json.loads(out)["tokens"] == expected.tokens.tolist()
+            assert json.loads(out)["stats"]["flops"] == expected.stats.to_json()["flops"]
+        status, _, _ = run("profile", *arguments, "-m", tmp_path / "made", "--caching", "dual", "--json")
+        assert status == 0
+        status, out, err = run("sample", *arguments, "-m", pair[0], "--caching", "dual")
+        assert (status, out) == (2, "") and "which cannot keep keys and values" in err
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (("--suppress", "3,x"), "suppress must be token ids such as 3,17, got '3,x'"),
+            (("--begin-suppress", ""), "begin-suppress must be token ids such as 3,17, got ''"),
+            (("--suppress", "999"), "suppress must hold ids from 0 to 263, got 999"),
+            (("--guidance", "-1"), "guidance must be a finite number, 0 or above, got -1.0"),
+            (("--caching", "half"), "kind must be one of prefix, dual, got 'half'"),
+            (("--caching", "dual:x"), "caching must be prefix or dual, or KIND:N such as prefix:8, got 'dual:x'"),
+            (("--caching", "dual:0"), "refresh must be at least 1, got 0"),
+            (("--caching", "dual"), "caching must be None with a planned policy, ancestral:256"),
+            (("--reveal", "confidence:probability"), "confidence:probability"),
+            (("--reveal", "blocks:4:stop:3:remask:4:conf"), "stop_id must be None for the remasking policy"),
+        ],
+    )
+    def test_errors_are_one_line(self, run, pair, arguments, message):
+        status, out, err = run("sample", "--length", 8, "-m", pair[0], *arguments)
+        assert (status, out) == (2, "") and err.startswith("unmask: error: ") and message in err
+        assert err.count("\n") == 1
+
+    def test_help_spells_them(self, run):
+        words = "".join(run("sample", "--help")[1].replace("│", "").split())
+        for spelling in ("confidence:SCORE:RULE", "remask:STEPS:conf", "blocks:LENGTH:stop:TOKEN:POLICY", "--caching"):
+            assert spelling in words
+
+
 class TestInfo:
     def test_names_every_implementation_and_why(self, run):
         status, out, _ = run("info", "--json")
@@ -281,6 +388,34 @@ class TestProgress:
         file = io.StringIO()
         sampler.sample(3, 32, progress=Lines(file))
         assert file.getvalue().splitlines()[-1].startswith("sampling: 100%, 96 of 96 tokens, 3 of 3 sequences")
+
+    def test_a_stop_ends_a_text_for_all_to_see(self, pair):
+        stops = unmask.Blocks(unmask.Confidence(threshold=0.01), 4, stop_id=30)
+        sampler = unmask.Sampler(unmask.load(pair[0]), reveal=stops, max_batch=2)
+        file = io.StringIO()
+        samples = sampler.sample(12, 32, progress=Lines(file))
+        assert (samples.tokens[:, -4:] == 30).all(1).any() and samples.stats.events < 12 * 32
+        last = file.getvalue().splitlines()[-1]
+        assert last.startswith("sampling: 100%, 384 of 384 tokens, 12 of 12 sequences")
+
+    def test_lines_before_anything_is_revealed(self):
+        file = io.StringIO()
+        view = Lines(file)
+        view.start(1, 8, ["a"])
+        view.last = -float("inf")
+        view.update(None, SimpleNamespace(num_revealed=0, finished=torch.tensor([False])))
+        assert file.getvalue().startswith("sampling:   0%, 0 of 8 tokens, 0 of 1 sequences, 0 s\n")
+
+    @pytest.mark.parametrize("text", ADAPTIVE)
+    def test_texts_unmask_as_the_network_decides(self, pair, text):
+        sampler = unmask.Sampler(unmask.load(pair[0]), reveal=ADAPTIVE[text], max_batch=2)
+        screen = io.StringIO()
+        view = Unmasking(Console(file=screen, force_terminal=True, width=80, height=40), sampler.tokenizer, 263)
+        view.last = float("inf")
+        samples = sampler.sample(4, 32, progress=view)
+        texts = [strip_control_codes(text.replace("\n", " ")) for text in samples.text]
+        assert [view.texts[i].plain for i in range(4)] == texts
+        assert view.bar.tasks[0].completed == 4 * 32
 
     def test_bar(self, sampler):
         screen = io.StringIO()

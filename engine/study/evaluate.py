@@ -214,7 +214,7 @@ def _check(
 ) -> None:
     check_num_samples(num_samples)
     for sampler in samplers.values():
-        sampler.plan(1, length, seed=seed)  # refuses a bad length, and a schedule that does not fit the steps
+        sampler.check(length=length, seed=seed)
     if windows is not None and windows.shape != (num_samples, length):
         raise ValueError(f"heldout_windows must have shape {[num_samples, length]}, got {list(windows.shape)}")
     check_readable(scorer, next(iter(samplers.values())).tokenizer)

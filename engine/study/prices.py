@@ -29,6 +29,8 @@ class Prices:
     def __init__(
         self, models: dict[str, Denoiser], reveal: Reveal, *, num_samples: int, length: int, seed: int
     ) -> None:
+        if getattr(reveal, "adaptive", False):
+            raise ValueError(f"reveal must be a planned policy, whose steps all schedules share, got {str(reveal)!r}")
         if getattr(reveal, "remasks", False):
             raise ValueError(f"reveal must be a policy that reveals positions once and for all, got {str(reveal)!r}")
         positions = np.arange(length)

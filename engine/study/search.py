@@ -97,7 +97,7 @@ class _Study:
         self.placements = self._with_first(placements)
         check_num_samples(num_samples)
         self.samplers = [self._sampler(one) for one in self.placements]
-        self.samplers[0].plan(1, length, seed=seed)  # refuses a bad length or seed
+        self.samplers[0].check(length=length, seed=seed)
         check_segments(len(self.placements[0].models), reveal, length)
         self.prices = Prices(self.models, reveal, num_samples=num_samples, length=length, seed=seed)
         self.steps = self.prices.reveal_step
