@@ -15,6 +15,7 @@ from unmask.caching import Caching
 from unmask.checkpoints import load, load_all
 from unmask.choose import Categorical
 from unmask.denoiser import Batch, Denoiser, DenoiserSpec, Head, LogitsDenoiser
+from unmask.generate import generate
 from unmask.kernels.checks import NonFiniteLogits
 from unmask.live import wrap
 from unmask.measure import calibrate
@@ -49,6 +50,7 @@ __all__ = [
     "Samples",
     "Schedule",
     "calibrate",
+    "generate",
     "kernels",
     "load",
     "load_all",

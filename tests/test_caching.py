@@ -122,6 +122,9 @@ def network(model, tokens, part, kept):
         keys[part], values[part] = rotate(key), value
         group = num_heads // num_kv_heads
         scores = torch.einsum("qhd,khd->hqk", rotate(query), keys.repeat_interleave(group, 1)) / head_dim**0.5
+        if model.style.block is not None:
+            ends = (torch.tensor(part) // model.style.block + 1) * model.style.block
+            scores = scores.masked_fill(torch.arange(len(tokens)) >= ends[:, None], -torch.inf)
         attended = torch.einsum("hqk,khd->qhd", scores.softmax(-1), values.repeat_interleave(group, 1)).flatten(1)
         weight, bias = dense(block.out)
         x = x + attended @ weight.T + bias

@@ -123,6 +123,7 @@ def test_public_names():
         "Samples",
         "Schedule",
         "calibrate",
+        "generate",
         "kernels",
         "load",
         "load_all",

@@ -161,8 +161,7 @@ def _canvas(inputs: Tensor, attention_mask: Tensor | None, options: Options, mas
     num_new = options.length(inputs.shape[1]) - inputs.shape[1]
     tokens = torch.nn.functional.pad(inputs, (0, num_new), value=mask_id)
     valid = torch.nn.functional.pad(valid, (0, num_new), value=True)
-    repeats = options.num_return_sequences
-    return Canvas(tokens.repeat_interleave(repeats, 0), valid.repeat_interleave(repeats, 0), mask_id)
+    return Canvas(tokens, valid, mask_id).repeat(options.num_return_sequences)
 
 
 def _sample(

@@ -49,13 +49,13 @@ def generate(
     Raises ValueError where `gen_length` is no multiple of `block_length`, or `steps` none of the number of blocks.
     """
     prompt = check_ids("prompt", prompt)
-    num_blocks, block_steps = _blocks(steps, gen_length, block_length)
+    num_blocks, block_steps = share_steps(steps, gen_length, block_length)
     denoiser = denoiser_of(model, mask_id, shift=False)
     suppress = (EOS,) * logits_eos_inf
     doubted = (EOT, *(EOS,) * (temperature == 0)) * confidence_eos_eot_inf  # as published: only greedy doubts EOS
     _check_known(denoiser, suppress + doubted)
     rule = Rule(temperature, remasking, suppress, doubted, cfg_scale)
-    canvas = _canvas(prompt, attention_mask, gen_length, mask_id)
+    canvas = canvas_of(prompt, attention_mask, gen_length, mask_id)
     if canvas.masked[:, : prompt.shape[1]].any():
         plain.warn("mask ids in the prompt")
         blocks = _plain_blocks(canvas, prompt.shape[1], num_blocks, block_length, block_steps)
@@ -65,7 +65,7 @@ def generate(
     return canvas.sample(sampler, seeds.resolve(seed)).tokens
 
 
-def _blocks(steps: int, gen_length: int, block_length: int) -> tuple[int, int]:
+def share_steps(steps: int, gen_length: int, block_length: int) -> tuple[int, int]:
     """How many blocks, and the steps of each."""
     for name, value in (("steps", steps), ("gen_length", gen_length), ("block_length", block_length)):
         if value < 1:
@@ -87,7 +87,7 @@ def _check_known(denoiser: Denoiser, ids: tuple[int, ...]) -> None:
         )
 
 
-def _canvas(prompt: Tensor, attention_mask: Tensor | None, gen_length: int, mask_id: int) -> Canvas:
+def canvas_of(prompt: Tensor, attention_mask: Tensor | None, gen_length: int, mask_id: int) -> Canvas:
     fresh = prompt.new_full((len(prompt), gen_length), mask_id)
     valid = valid_of(attention_mask, prompt, left=True)
     return Canvas(
