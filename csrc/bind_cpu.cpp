@@ -175,7 +175,7 @@ Heads heads(const char* name, const std::tuple<uintptr_t, int64_t, int64_t>& t) 
 
 void attention(const std::tuple<uintptr_t, int64_t, int64_t>& query, const std::tuple<uintptr_t, int64_t, int64_t>& key,
                const std::tuple<uintptr_t, int64_t, int64_t>& value, const std::tuple<uintptr_t, int64_t, int64_t>& out,
-               const std::string& type, const std::tuple<int64_t, int64_t, int64_t>& shape, float scale,
+               const std::string& type, const std::tuple<int64_t, int64_t, int64_t>& shape, float scale, int64_t block,
                const std::vector<int64_t>& lengths, const std::vector<int64_t>& row_counts, uintptr_t cos,
                uintptr_t sin, uintptr_t positions, int threads, const std::string& isa) {
     require(type == "float32" || type == "bfloat16", "type must be float32 or bfloat16, got " + type);
@@ -194,7 +194,9 @@ void attention(const std::tuple<uintptr_t, int64_t, int64_t>& query, const std::
                 "lengths must be positive where there are queries, and nothing negative");
     require(!cos == !sin && (!cos || call.dim % 2 == 0), "cos and sin must be given together, for an even dim");
     require(threads > 0, "threads must be positive");
+    require(block >= 0, "block must be positive, or 0 for all keys");
     call.scale = scale;
+    call.block = block;
     call.num_sequences = static_cast<int64_t>(lengths.size());
     call.lengths = lengths.data();
     call.row_counts = row_counts.data();
@@ -257,8 +259,9 @@ PYBIND11_MODULE(_cpu, m) {
           py::arg("weight"), py::arg("bias"), py::arg("gate"), py::arg("shift"), py::arg("scale"),
           py::arg("row_counts"), py::arg("eps"), py::arg("rms"), py::arg("threads"), py::arg("isa") = "");
     m.def("attention", &attention, py::kw_only(), py::arg("query"), py::arg("key"), py::arg("value"), py::arg("out"),
-          py::arg("type"), py::arg("shape"), py::arg("scale"), py::arg("lengths"), py::arg("row_counts"),
-          py::arg("cos"), py::arg("sin"), py::arg("positions"), py::arg("threads"), py::arg("isa") = "");
+          py::arg("type"), py::arg("shape"), py::arg("scale"), py::arg("block"), py::arg("lengths"),
+          py::arg("row_counts"), py::arg("cos"), py::arg("sin"), py::arg("positions"), py::arg("threads"),
+          py::arg("isa") = "");
     m.def("sample_head", &sample_head, py::kw_only(), py::arg("logits"), py::arg("allow"), py::arg("keys"),
           py::arg("seed"), py::arg("top_k"), py::arg("top_p"), py::arg("threads"), py::arg("tokens"),
           py::arg("logprob"), py::arg("lse"), py::arg("max_prob"), py::arg("argmax"), py::arg("margin"),

@@ -11,6 +11,7 @@
 
 from unmask import kernels
 from unmask.adaptive import Confidence
+from unmask.caching import Caching
 from unmask.checkpoints import load, load_all
 from unmask.choose import Categorical
 from unmask.denoiser import Batch, Denoiser, DenoiserSpec, Head, LogitsDenoiser
@@ -29,6 +30,7 @@ __all__ = [
     "Ancestral",
     "Batch",
     "Blocks",
+    "Caching",
     "Categorical",
     "Confidence",
     "Denoiser",

@@ -150,7 +150,7 @@ class Trajectory(NamedTuple):
 
     step: int32 [K], their numbers; a step that reveals nothing is left out. end: int32 [K], where the window ends, -1
     where the device knows. count: int32 [K], how many to reveal, at most where what is drawn may stay masked, -1 where
-    scores decide. num_rows: int32 [K], how many candidates there are at most. group_end: int32 [n], the end of the
+    scores decide. num_rows: int32 [K], how many candidates there are at most. group_start, group_end: int32 [n], the
     window of each masked position.
     """
 
@@ -158,6 +158,7 @@ class Trajectory(NamedTuple):
     end: np.ndarray
     count: np.ndarray
     num_rows: np.ndarray
+    group_start: np.ndarray
     group_end: np.ndarray
 
 
@@ -191,8 +192,12 @@ def trajectory(policy: object, positions: np.ndarray, *, draw_mask: bool = False
             if count
         ]
         offset += len(counts)
-    group_end = np.repeat([positions[stop - 1] + 1 for _, stop in windows], [stop - start for start, stop in windows])
-    return Trajectory(*np.array(steps, np.int32).reshape(-1, 4).T, group_end.astype(np.int32))
+    sizes = [stop - start for start, stop in windows]
+    group_start = np.repeat([positions[start] for start, _ in windows], sizes)
+    group_end = np.repeat([positions[stop - 1] + 1 for _, stop in windows], sizes)
+    return Trajectory(
+        *np.array(steps, np.int32).reshape(-1, 4).T, group_start.astype(np.int32), group_end.astype(np.int32)
+    )
 
 
 def _dream_counts(num_masked: int, shares: np.ndarray) -> np.ndarray:

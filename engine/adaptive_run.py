@@ -60,18 +60,19 @@ class AdaptiveInputs(NamedTuple):
 
 
 class AdaptiveSlots(Slots):
-    """Slots whose reveal steps live on the device, where it is decided. window_end: int32, for a masked position, where
-    its window ends; both flat. num_left: int64 [slots + 1], masked positions of each sequence, the last for nobody."""
+    """Slots whose reveal steps live on the device, where it is decided. window_start, window_end: int32, for a masked
+    position, where its window begins and ends; all flat. num_left: int64 [slots + 1], masked positions of each
+    sequence, the last for nobody."""
 
     def __init__(self, limits: Limits, device: torch.device, **keep: bool) -> None:
         super().__init__(limits, device, **keep)
         self.reveal_step = torch.full_like(self.tokens, -1, dtype=torch.int32)
-        self.window_end = torch.zeros_like(self.reveal_step)
+        self.window_start, self.window_end = torch.zeros_like(self.reveal_step), torch.zeros_like(self.reveal_step)
         self.num_left = torch.zeros(limits.max_resident + 1, dtype=torch.int64, device=device)
 
     @staticmethod
     def nbytes(limits: Limits) -> int:
-        return Slots.nbytes(limits) + (limits.max_resident * limits.max_length + 1) * 4
+        return Slots.nbytes(limits) + (limits.max_resident * limits.max_length + 1) * 2 * 4
 
     def _reset_steps(self, loaded: LoadedTick) -> None:
         (reveal_step,) = self._rows(self.reveal_step)
@@ -171,7 +172,8 @@ class AdaptiveRun(Run):
             found = Candidates.of(packed, ends, bucket.num_rows, bucket.longest)
         self._found, self._kept = found, None
         if len(found.rows):
-            drawn = self._draw_all(denoiser, bucket, inputs, packed, found)
+            batch = self._batch_of(bucket, inputs, packed, ends, found)
+            drawn = self._draw_all(denoiser, bucket, inputs, batch, found)
             self._kept = self._choose_rows(inputs, found, drawn)
             self._reveal(inputs, found, drawn, self._kept)
         self._close(bucket, inputs, packed, ends)
@@ -181,22 +183,20 @@ class AdaptiveRun(Run):
         first = inputs.slots * self._slots.length + packed.first_masked()
         return torch.where(inputs.ends < 0, self._slots.window_end[first].long(), inputs.ends)
 
+    def _batch_of(
+        self, bucket: AdaptiveBucket, inputs: AdaptiveInputs, packed: Packed, ends: Tensor, found: Candidates
+    ) -> Batch:
+        """What the network is given."""
+        lengths = Offsets(inputs.starts, self._limits.max_length) if bucket.lengths is None else bucket.lengths
+        mask_rate = (packed.per_sequence(packed.masked) / inputs.num_masked).float()
+        return Batch(packed.tokens, lengths, found.rows, found.row_counts, mask_rate, found.position, self._spans)
+
     def _draw_all(
-        self,
-        denoiser: Denoiser,
-        bucket: AdaptiveBucket,
-        inputs: AdaptiveInputs,
-        packed: Packed,
-        found: Candidates,
+        self, denoiser: Denoiser, bucket: AdaptiveBucket, inputs: AdaptiveInputs, batch: Batch, found: Candidates
     ) -> Drawn:
         owner = found.owner.clamp(max=found.num_sequences - 1)
         keys = torch.stack((inputs.sequences[owner], found.position, inputs.steps[owner]), dim=1)
         targets = self._targets(inputs, found.owner, found.position)
-        lengths = Offsets(inputs.starts, self._limits.max_length) if bucket.lengths is None else bucket.lengths
-        mask_rate = packed.per_sequence(packed.masked) / inputs.num_masked
-        batch = Batch(
-            packed.tokens, lengths, found.rows, found.row_counts, mask_rate.float(), found.position, self._spans
-        )
         seconds, pieces = self._seconds_of(bucket.model), []
         for part, hidden in self._timed_chunks(self._chunks(denoiser, batch, bucket, inputs), seconds):
             with timed(seconds, "head"), self._spans("head"):

@@ -24,12 +24,13 @@ from unmask.files import publish
 from unmask.layouts import Stored, check, describe, read_files, read_json
 from unmask.models.dit import DiT
 from unmask.pickles import CheckpointError
-from unmask.shards import FILES, Renamed
+from unmask.shards import Renamed
 from unmask.workspace import Workspace
 
 ASSETS = Path(__file__).parent / "assets"
-SHARDS = "model-*-of-*.safetensors", "pytorch_model-*-of-*.bin"
-HUB_FILES = "config.json", "tokenizer.json", *FILES, *SHARDS
+# What is fetched of a hub folder: pickled weights only if there are no others.
+HUB_FILES = "config.json", "tokenizer.json", "model.safetensors*", "model-*-of-*.safetensors"
+HUB_PICKLES = "pytorch_model.bin*", "pytorch_model-*-of-*.bin"
 BLOCK_TOKENS, BLOCK_FLOPS = 1024, 20 * 10**9  # of the call that is timed to choose a dtype
 
 
@@ -96,7 +97,7 @@ def build(
     that have their dtype and device already are used as they are, not copied; they must not change then. On a CPU most
     products have a layout of their own and are copied all the same.
     """
-    return _make(_describe(stored, open_tokenizer(tokenizer), name, mask_id), dtype, device, share)
+    return _make(examine(stored, open_tokenizer(tokenizer), name, mask_id), dtype, device, share)
 
 
 def _make(found: Checkpoint, dtype: torch.dtype | str, device: torch.device | str, share: bool = False) -> Denoiser:
@@ -181,13 +182,18 @@ def read(
     mask_id: int | None = None,
 ) -> Checkpoint:
     """A checkpoint that `load` makes a denoiser of; arguments and errors as there."""
-    stored = _whole(read_files(_find(source)))
+    stored = find(source)
     named = name or stored.config.get("name") or Path(source).resolve().name
-    return _describe(stored, open_tokenizer(tokenizer, stored.path), named, mask_id)
+    return examine(stored, open_tokenizer(tokenizer, stored.path), named, mask_id)
 
 
-def _describe(stored: Stored, tokenizer: Tokenizer | None, name: str | None, mask_id: int | None) -> Checkpoint:
-    """Checks configuration and tensors."""
+def find(source: str | os.PathLike[str]) -> Stored:
+    """What the files of a checkpoint hold, an early exit's with those of its body."""
+    return _whole(read_files(_find(source)))
+
+
+def examine(stored: Stored, tokenizer: Tokenizer | None, name: str | None, mask_id: int | None) -> Checkpoint:
+    """A checkpoint whose configuration and tensors are checked."""
     if mask_id is not None:
         stored = replace(stored, config={**stored.config, "mask_id": mask_id})
     path = stored.path
@@ -310,7 +316,10 @@ def _download(hub_id: str) -> Path:
     from huggingface_hub import errors, snapshot_download  # half a second, and only needed here
 
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=list(HUB_FILES)))
+        folder = Path(snapshot_download(hub_id, allow_patterns=list(HUB_FILES)))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(hub_id, allow_patterns=[*HUB_FILES, *HUB_PICKLES]))
+        return folder
     except errors.RepositoryNotFoundError as error:
         raise CheckpointError(f"{hub_id!r} is neither a folder nor a public model on the Hugging Face hub") from error
     except (OSError, errors.HFValidationError) as error:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from unmask.choose import Categorical
+from unmask.convert import convert as convert_checkpoint
 from unmask.info import collect
 from unmask.measure import calibrate
 from unmask.options import AsJson, Device, Dtype, Model, Temperature, Threads, TokenizerFile, set_threads
@@ -246,6 +247,32 @@ def train(
         print(
             f"baselines: unigram {metrics['unigram_bits_per_byte']:.3f}, trigram {metrics['trigram_bits_per_byte']:.3f}"
         )
+
+
+@app.command(epilog="Example:  unmask convert Qwen/Qwen2.5-0.5B --add-mask --dtype bfloat16 --out runs/start")
+def convert(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A checkpoint folder or file, or a hub id.")],
+    out: Annotated[Path, typer.Option(help="A new or empty folder.")],
+    mask_id: Annotated[int | None, typer.Option(help="The id that stands for masked tokens from now on.")] = None,
+    add_mask: Annotated[
+        bool, typer.Option("--add-mask", help="Add one id for it; its rows are the mean of the others.")
+    ] = False,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32 or bfloat16, of matrices. Default: as they are stored.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a masked denoiser of a causal checkpoint (Llama, Qwen2, Qwen3, GPT-2), or change a denoiser's dtype.
+
+    Attention then sees all positions, row i - 1 predicts position i, and there is a mask id. This is where adaptation
+    training begins, not a trained model: its samples are worth nothing before that.
+    """
+    made = convert_checkpoint(source, out, mask_id=mask_id, add_mask=add_mask, dtype=dtype)
+    if as_json:
+        print(json.dumps(made))
+    else:
+        shifted = "row i - 1 predicts position i" if made["shift"] else "row i predicts position i"
+        print(f"{out}: {made['family']}, {made['num_parameters']:,} parameters, mask id {made['mask_id']}, {shifted}")
 
 
 def main() -> None:

@@ -93,6 +93,8 @@ class Batch:
     positions to predict, ascending, grouped by sequence. row_counts: rows of each sequence, summing to R.
     mask_rate: float32 [B] in (0, 1], read by time-conditioned denoisers only. row_positions: int64 [R], where each of
     `rows` stands in its own sequence; derived when left out. spans: who is told of the blocks of the call as they run.
+    context: keys and values of the rest of each sequence, where the batch holds a part of its tokens only; for a
+    denoiser that is `cacheable`.
 
     A denoiser that is `capturable` may get `Offsets` for lengths and row_counts, whose values only the device knows:
     T and R are then places for tokens and rows, the last of which may be unused. Unused tokens belong to no sequence;
@@ -106,6 +108,7 @@ class Batch:
     mask_rate: Tensor
     row_positions: Tensor | None = None
     spans: Spans = SILENT
+    context: object | None = None
 
     def __post_init__(self):
         num, num_counted = (
@@ -168,6 +171,11 @@ class Denoiser(ABC):
     @property
     def capturable(self) -> bool:
         """Whether `hidden` takes `Offsets` here and never waits for the device, so that a CUDA graph can replay it."""
+        return False
+
+    @property
+    def cacheable(self) -> bool:
+        """Whether `hidden` takes a batch's `context`."""
         return False
 
     @abstractmethod

@@ -24,7 +24,7 @@ _SMALLEST_PRODUCT = 2.0**-32
 
 def time_grid(steps: int, eps: float = EPS) -> np.ndarray:
     """float64 [steps + 1]: the time at which each step starts, from 1, and where the last one ends, `eps`."""
-    return 1 - np.arange(steps + 1) * ((1 - eps) / steps)
+    return np.append(1 - np.arange(steps) * ((1 - eps) / steps), eps)
 
 
 def sigma_max(grid: np.ndarray) -> np.ndarray:
@@ -102,19 +102,23 @@ class Remask:
         return f"remask:{self.steps}:{self.schedule}" + (f":{','.join(changed)}" if changed else "")
 
     @cached_property
+    def grid(self) -> np.ndarray:
+        """float64 [N + 1], the times of the steps, the last one's included."""
+        return time_grid(self.steps, self.eps)
+
+    @cached_property
     def chances(self) -> np.ndarray:
         """float64 [2, N + 1]: the probability of each step to reveal a masked position, and to mask a revealed one."""
-        grid = time_grid(self.steps, self.eps)
         if self.schedule == "loop":
-            reveal, mask = self._loop_chances(grid)
+            reveal, mask = self._loop_chances()
         else:
-            bound = sigma_max(grid)
+            bound = sigma_max(self.grid)
             mask = np.minimum(self.eta, bound) if self.schedule == "cap" else self.eta * bound
-            reveal = reveal_chance(grid, mask)
+            reveal = reveal_chance(self.grid, mask)
         return np.stack((np.append(reveal, 1.0), np.append(mask, 0.0)))
 
-    def _loop_chances(self, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        t, s, alpha_on = grid[:-1], grid[1:], self.alpha_on
+    def _loop_chances(self) -> tuple[np.ndarray, np.ndarray]:
+        t, s, alpha_on = self.grid[:-1], self.grid[1:], self.alpha_on
         before, after = t > self.t_on, t <= self.t_off
         rising = alpha_on / (1 - self.t_on)  # alpha(t) = rising * (1 - t) until t_on
         reveal = np.where(after, (t - s) / t, rising * (t - s) / (1 - rising * (1 - t) * before))
@@ -152,7 +156,7 @@ class Remask:
             count += 1
             number = uniform(row, column, count)
         row, column, step, draw, masked = (np.concatenate(values) for values in zip(*found, strict=True))
-        return RemaskPlan(row, column, step, time_grid(self.steps, self.eps)[step], draw, masked)
+        return RemaskPlan(row, column, step, self.grid[step], draw, masked)
 
     @cached_property
     def _stays(self) -> "_Stays":

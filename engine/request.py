@@ -26,8 +26,9 @@ RevealText = Annotated[
     typer.Option(
         "--reveal",
         metavar="POLICY",
-        help="When positions are revealed: ancestral:STEPS[:linear|cosine|RATE,RATE,...], first-hitting, fixed:STEPS, "
-        "left-to-right, right-to-left, order:POSITION,POSITION,...",
+        help="When positions are revealed: ancestral:STEPS[:linear|cosine|RATE,RATE,...], first-hitting, "
+        "fixed:STEPS[:first], left-to-right, right-to-left, order:POSITION,POSITION,..., "
+        "remask:STEPS[:cap|rescale|loop[:eta=NUMBER,...]], or any in blocks: blocks:LENGTH:POLICY",
     ),
 ]
 NumSamples = Annotated[int, typer.Option("--num-samples", "-n", help="How many samples.")]

@@ -173,11 +173,14 @@ class Fixed:
     def num_steps(self, num_masked: int) -> int:
         return self.steps
 
+    def first_ranks(self, num_masked: int) -> np.ndarray:
+        """int64 [N + 1]: how many positions are revealed before each step, and in the end."""
+        k, (each, over) = np.arange(self.steps + 1), divmod(num_masked, self.steps)
+        return each * k + np.minimum(k, over) if self.remainder == "first" else num_masked * k // self.steps
+
     def plan(self, times: np.ndarray, positions: np.ndarray) -> RevealPlan:
         times, positions = checked(times, positions)
-        n, k = len(positions), np.arange(self.steps + 1)
-        each, over = divmod(n, self.steps)
-        first_rank = each * k + np.minimum(k, over) if self.remainder == "first" else n * k // self.steps
+        n, first_rank = len(positions), self.first_ranks(len(positions))
         step_of_rank = np.repeat(np.arange(self.steps, dtype=np.int32), np.diff(first_rank))
         step = step_of_rank[_ranks(times)]
         return RevealPlan(step, (n - first_rank[step]) / n)

@@ -32,10 +32,10 @@ class Request:
 
     @property
     def rows(self) -> dict[str, np.ndarray]:
-        """What is written into its slot, [L] each. window_end: for a masked position, where its window ends."""
-        ends = np.zeros(self.length, np.int32)
-        ends[self.positions] = self.trajectory.group_end
-        rows = {"tokens": self.template, "window_end": ends}
+        """What is written into their slots, [L] each. window_start, window_end: of a masked position's window."""
+        starts, ends = (np.zeros(self.length, np.int32) for _ in range(2))
+        starts[self.positions], ends[self.positions] = self.trajectory.group_start, self.trajectory.group_end
+        rows = {"tokens": self.template, "window_start": starts, "window_end": ends}
         return rows if self.allowed is None else rows | {"allowed": self.allowed}
 
 

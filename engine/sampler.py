@@ -13,6 +13,8 @@ from tokenizers import Tokenizer
 from unmask import memory
 from unmask.adaptive import Confidence, groups, trajectory
 from unmask.adaptive_run import AdaptiveRun, AdaptiveSlots
+from unmask.cached_run import CachedRun, CachedSlots
+from unmask.caching import Caching, KeyValues
 from unmask.calibration import Calibration
 from unmask.choose import Categorical
 from unmask.constraints import Allow, Constraints
@@ -58,11 +60,13 @@ class Sampler:
     models: one denoiser, or several by name; they must share vocabulary size, mask id, tokenizer and device.
     schedule: which model takes which steps, "light:125 heavy:750 light:125" or in percent (see `Schedule`); may be left
         out for a single model.
-    reveal: when positions are revealed. Planned: `Ancestral(steps)`, `FirstHitting()`, `Fixed(steps)`, `Order(order)`.
-        By what the network is sure of: `Confidence(score, steps=N)`. Either in `Blocks(policy, length)`.
+    reveal: when positions are revealed. Planned: `Ancestral(steps)`, `FirstHitting()`, `Fixed(steps)`, `Order(order)`,
+        `Remask(steps, schedule)`. By what the network is sure of: `Confidence(score, steps=N)`. Either in
+        `Blocks(policy, length)`.
     choose: what token is written: `Categorical(temperature, top_k, top_p, suppress, begin_suppress)`.
     guidance: scale w of unsupervised classifier-free guidance (Nie et al. 2025, arXiv 2502.09992): tokens are drawn
         from logits (1 + w) l - w u, u those of the sequence with its given positions masked. Two network calls for one.
+    caching: `Caching(kind)` keeps keys and values between the steps of a block, which changes the tokens; none if None.
     max_batch: sequences of one network call. max_resident: sequences in progress at once, 16 times `max_batch` unless
         given; more of them fill ticks better and cost only their tokens.
     impl: implementation of the head, see `unmask info`; None picks the fastest.
@@ -81,6 +85,7 @@ class Sampler:
         reveal: Reveal | None = None,
         choose: Categorical | None = None,
         guidance: float = 0.0,
+        caching: Caching | None = None,
         max_batch: int = 16,
         max_resident: int | None = None,
         impl: str | None = None,
@@ -108,6 +113,8 @@ class Sampler:
         if self.choose.draw_mask and not self.adaptive:
             raise ValueError(f"draw_mask must be False with a planned policy, got True with {self.reveal}")
         self.max_batch, self.max_resident, self.impl, self.graphs = max_batch, max_resident, impl, graphs
+        self.caching = caching
+        self._check_caching()
         first = next(iter(self.models.values()))
         tokenizers = (model.tokenizer for model in self.models.values())
         tokenizer = next((tokenizer for tokenizer in tokenizers if tokenizer is not None), None)
@@ -122,6 +129,19 @@ class Sampler:
     @property
     def mask_id(self) -> int:
         return self._templates.mask_id
+
+    def _check_caching(self) -> None:
+        first = next(iter(self.models.values()))
+        obstacles = {
+            f"a planned policy, {self.reveal}": not self.adaptive,
+            "several models": len(self.models) > 1,
+            f"{first.name!r}, which cannot keep keys and values": not first.cacheable,
+            f"guidance={self.guidance}": self.guidance,
+            "graphs=True": self.graphs,
+        }
+        found = next((what for what, there in obstacles.items() if there), None)
+        if self.caching is not None and found:
+            raise ValueError(f"caching must be None with {found}; got {self.caching}")
 
     @property
     def adaptive(self) -> bool:
@@ -273,9 +293,11 @@ class Sampler:
         limits, device = partial(self._limits, length, num_samples), next(iter(self.models.values())).device
         memory.check(device, self.max_batch, lambda max_batch: self._buffer_bytes(limits(max_batch)))
         timeline = self._timeline(requests, length, seed, num_samples, constraints)
-        kind = Run
+        kind, options = Run, {}
         if self.adaptive:
-            kind = partial(AdaptiveRun, policy=self._policy, stop_id=getattr(self.reveal, "stop_id", None))
+            kind, options = AdaptiveRun, {"policy": self._policy, "stop_id": getattr(self.reveal, "stop_id", None)}
+        if self.caching is not None:
+            kind, options = CachedRun, {**options, "caching": self.caching}
         return kind(
             self.models,
             timeline,
@@ -283,6 +305,7 @@ class Sampler:
             choose=self.choose,
             constraints=constraints,
             guidance=self.guidance,
+            **options,
             tokenizer=self.tokenizer,
             impl=self.impl,
             graphs=self.graphs,
@@ -306,7 +329,10 @@ class Sampler:
         return Timeline(self._source(iter(requests), check_seed(seed), constraints), **limits)
 
     def _buffer_bytes(self, limits: Limits) -> int:
-        return buffer_bytes(list(self.models.values()), limits, AdaptiveSlots if self.adaptive else Slots)
+        models = list(self.models.values())
+        if self.caching is not None:
+            return buffer_bytes(models, limits, CachedSlots) + KeyValues.nbytes(models[0], limits)
+        return buffer_bytes(models, limits, AdaptiveSlots if self.adaptive else Slots)
 
     def _limits(self, length: int | Sequence[int] | None, num_samples: int | None, max_batch: int) -> Limits:
         # More would only wait: where the network decides, all sequences take equally many steps and fill every tick.

@@ -1,10 +1,11 @@
-"""The tensors of a folder, in one file or many, read when they are asked for."""
+"""The tensors of a folder, in one file or many, read when they are asked for and written a shard at a time."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import safetensors
+from safetensors.torch import save_file
 from torch import Tensor
 
 from unmask.pickles import CheckpointError, read_pickle
@@ -78,6 +79,39 @@ def read_shards(folder: Path) -> Shards:
     if astray:
         raise CheckpointError(f"{found}: names tensors that their shards do not hold: {', '.join(astray)}")
     return Shards(places)
+
+
+def write_shards(
+    folder: Path, sizes: Mapping[str, int], tensor: Callable[[str], Tensor], max_bytes: int = 4 << 30
+) -> str:
+    """Write tensors to safetensors files of at most `max_bytes`, or of one tensor, with an index if they are many.
+
+    sizes: the bytes of each, by name. tensor: makes one, when its shard's turn comes. Returns the name of the file that
+    makes the others a model: the index, or the only file.
+    """
+    shards: list[list[str]] = [[]]
+    held = 0
+    for name, size in sizes.items():
+        if shards[-1] and held + size > max_bytes:
+            shards.append([])
+            held = 0
+        shards[-1].append(name)
+        held += size
+    if len(shards) == 1:
+        _write_shard(folder / FILES[0], shards[0], tensor)
+        return FILES[0]
+    places = {}
+    for number, names in enumerate(shards, start=1):
+        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        _write_shard(folder / file, names, tensor)
+        places |= dict.fromkeys(names, file)
+    index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": places}
+    (folder / FILES[1]).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return FILES[1]
+
+
+def _write_shard(file: Path, names: list[str], tensor: Callable[[str], Tensor]) -> None:
+    save_file({name: tensor(name).contiguous() for name in names}, file, metadata={"format": "pt"})
 
 
 def _weight_map(index: Path) -> dict[str, Path]:

@@ -229,9 +229,7 @@ class Timeline:
 
     def _load_remasks(self, slots: np.ndarray, remasks: Remasks, rows: np.ndarray, n: int) -> None:
         if self._row_draw is None:
-            self._row_draw, self._masked_stop = (
-                np.zeros((self.max_resident, self._max_rows), np.int32) for _ in range(2)
-            )
+            self._row_draw, self._masked_stop = (np.zeros_like(self._position) for _ in range(2))
             self._masked = np.empty((self.max_resident, 0), np.int32)
             self._masked_cursor = np.zeros(self.max_resident, np.int64)
         m = remasks.position.shape[1]

@@ -151,16 +151,21 @@ def check_apart(name: str, tensor: Tensor) -> None:
 
 
 def check_top_k(top_k: int | None) -> int | None:
-    if top_k is None:
+    return check_positive("top_k", top_k)
+
+
+def check_positive(name: str, number: int | None) -> int | None:
+    """An integer, 1 or more, or None."""
+    if number is None:
         return None
     try:
-        if isinstance(top_k, bool):
+        if isinstance(number, bool):
             raise TypeError
-        value = operator.index(top_k)
+        value = operator.index(number)
     except TypeError:
-        raise TypeError(f"top_k must be an integer or None, got {top_k!r} ({type(top_k).__name__})") from None
+        raise TypeError(f"{name} must be an integer or None, got {number!r} ({type(number).__name__})") from None
     if value < 1:
-        raise ValueError(f"top_k must be at least 1, got {value}")
+        raise ValueError(f"{name} must be at least 1, got {value}")
     return value
 
 

@@ -126,7 +126,7 @@ def normalise(hidden, _weight, _other_hidden, _other_weight, _table):
     add_norm.add_norm(AddNormCall(residual, None, weight, None, None, None, None, None, 1e-5, hidden))
 
 
-def attend(hidden, *_, most=1024):
+def attend(hidden, *_, most=1024, block=None):
     """Heads as in MDLM and in LLaDA, each with positions, offsets and views into packed keys and values."""
 
     def floats(*shape):
@@ -138,11 +138,16 @@ def attend(hidden, *_, most=1024):
         tokens, queries = (Offsets(hidden.new_empty(5, dtype=torch.int32), longest) for longest in (1024, most))
         positions, rope = hidden.new_empty(rows, dtype=torch.int64), (floats(1024, dim // 2), floats(1024, dim // 2))
         key, value = packed.chunk(2, dim=1)
-        attention.attention(AttentionCall(query, key, value, tokens, queries, positions, rope, 0.1, query))
+        attention.attention(AttentionCall(query, key, value, tokens, queries, positions, rope, 0.1, query, block))
+
+
+def attend_blocks(hidden, *_):
+    attend(hidden, block=32)
 
 
 def attend_few(hidden, *_):
     attend(hidden, most=16)
+    attend(hidden, most=16, block=1)
 
 
 def attend_some(hidden, *_):
@@ -159,7 +164,7 @@ def activate(hidden, *_):
 
 
 RUNS = {
-    "attention": (attend, attend_few, attend_some),
+    "attention": (attend, attend_few, attend_some, attend_blocks),
     "expected_embedding": (embed,),
     "divergence": (diverge, diverge_logits),
     "add_norm": (modulate, normalise),

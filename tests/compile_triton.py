@@ -38,11 +38,12 @@ LEAN = "temperatures", "allow", "entropy", "block_entropy", *RANKING
 BARE = "offset", "rows", "buffer", "positions", "logprob", *LEAN
 
 
-def source(kernel, dtype, absent=(), **constants):
-    """The kernel as it is specialised for aligned tensors of this dtype, without the arguments in `absent`."""
+def source(kernel, dtype, absent=(), weight=None, **constants):
+    """The kernel as it is specialised for aligned tensors of this dtype, weights perhaps of another, without those in
+    `absent`."""
     short = {"int64": "i64", "int32": "i32", "float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
     types = {name: f"*{short[kind]}" for kind, names in POINTERS.items() for name in names}
-    types |= dict.fromkeys(("hidden", "weight"), f"*{short[dtype]}") | dict.fromkeys(INTEGERS, "i32")
+    types |= {"hidden": f"*{short[dtype]}", "weight": f"*{short[weight or dtype]}"} | dict.fromkeys(INTEGERS, "i32")
     types |= {"temperature": "fp32", "top_p": "fp32"}
     constants |= dict.fromkeys(name for name in absent if name != "offset")
     if kernel is not triton_kernel.truncate_kernel:
@@ -62,10 +63,10 @@ def source(kernel, dtype, absent=(), **constants):
     )
 
 
-def race(config, dtype, dim, absent):
+def race(config, dtype, dim, absent, weight=None):
     tile = {"dim": dim, "block_r": config.block_r, "block_v": config.block_v, "block_k": config.block_k}
     finish = {"finish_r": config.finish_r, "finish_splits": config.finish_splits}
-    return source(triton_kernel.race_kernel, dtype, absent, **tile, **finish), config.options
+    return source(triton_kernel.race_kernel, dtype, absent, weight, **tile, **finish), config.options
 
 
 def logits(config, dtype, dim, absent=()):
@@ -90,6 +91,7 @@ def cases(target):
         yield "lean bfloat16, bare", *race(table.lean, "bfloat16", 3584, BARE)
         yield "lean float16, ragged", *race(table.lean, "float16", 1000, LEAN)
         yield "single float32", *race(table.single, "float32", 768, ())
+        yield "single float32, narrow weights", *race(table.single, "float32", 4096, LEAN, "bfloat16")
         yield "given bfloat16", *race(table.logits, "bfloat16", 1, ("weight",))
         yield "logits lean float16", *logits(table.lean, "float16", 4096)
         yield "logits few bfloat16", *logits(table.few, "bfloat16", 3584)

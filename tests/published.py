@@ -6,7 +6,7 @@ import io
 import os
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -31,6 +31,7 @@ class TinyModel(nn.Module):
         self.config = SimpleNamespace(max_position_embeddings=512, vocab_size=vocab_size)
         self.generation_config = SimpleNamespace(mask_token_id=mask_id, pad_token_id=EOS)
         self.num_calls = 0
+        self.eval()
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for parameter in self.parameters():
@@ -63,12 +64,18 @@ def prompts(*shape, seed=0):
     return torch.randint(EOS + 1, MASK, shape, generator=torch.Generator().manual_seed(seed))
 
 
-def module_of(variable, name, what):
-    """A module of the copy that an environment variable points to; the test is skipped without one."""
+def module_of(variable, name, what, bare=()):
+    """A module of the copy that an environment variable points to; the test is skipped without one.
+
+    bare: packages around it whose own code, which needs more than samplers do, is left out.
+    """
     folder = os.environ.get(variable)
     if not folder:
         pytest.skip(f"{variable} does not say where {what} is")
-    with warnings.catch_warnings(), importable(Path(folder), (name.split(".")[0],), stand_ins=()):
+    packages = {package: ModuleType(package) for package in bare}
+    for package, module in packages.items():
+        module.__path__ = [str(Path(folder, *package.split(".")))]
+    with warnings.catch_warnings(), importable(Path(folder), (name.split(".")[0],), given=packages, stand_ins=()):
         warnings.simplefilter("ignore")
         return importlib.import_module(name)
 

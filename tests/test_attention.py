@@ -38,16 +38,18 @@ def inputs(heads, groups, dim, dtype=torch.float32, seed=0, lengths=LENGTHS, row
     return query, packed[:, :groups], packed[:, groups:], torch.cat(drawn), (angles.cos(), angles.sin())
 
 
-def exact(query, key, value, lengths, row_counts, positions=None, rope=None, scale=None):
+def exact(query, key, value, lengths, row_counts, positions=None, rope=None, scale=None, block=None):
     """The definition, in fp64, a sequence at a time."""
     results, row, token = [], 0, 0
     for n, count in zip(lengths, row_counts, strict=True):
         q, (k, v) = query[row : row + count].double(), (x[token : token + n].double() for x in (key, value))
+        at = torch.arange(count) if positions is None else positions[row : row + count]
         if rope is not None:
-            at = torch.arange(count) if positions is None else positions[row : row + count]
             q, k = turn(q, at, rope), turn(k, torch.arange(n), rope)
         k, v = (x.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for x in (k, v))
         scores = torch.einsum("qhd,khd->hqk", q, k) * (1 / math.sqrt(query.shape[2]) if scale is None else scale)
+        if block is not None:
+            scores[:, torch.arange(n) // block > at[:, None] // block] = -math.inf
         results.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), v))
         row, token = row + count, token + n
     return torch.cat(results)
@@ -307,6 +309,13 @@ BAD = [
     ({"rope": torch.zeros(2, 320, 4)}, TypeError, r"rope must be a pair \(cos, sin\), got Tensor"),
     ({"rope": (torch.zeros(320, 4), torch.zeros(320, 5))}, ValueError, r"rope's sin must be \[P, 4\]"),
     ({"rope": (torch.zeros(299, 4),) * 2}, ValueError, "rope must have a row for each position, 300, got 299"),
+    ({"block": 0}, ValueError, "block must be at least 1, got 0"),
+    ({"block": 1.5}, TypeError, r"block must be an integer or None, got 1.5 \(float\)"),
+    (
+        {"block": 4, "rope": None, "positions": torch.full((409,), -1)},
+        ValueError,
+        r"positions must be in \[0, 300\), got -1",
+    ),
     ({"out": torch.zeros(409, 4, 8).double()}, TypeError, "out must be float32 on cpu as query, got float64 on cpu"),
     ({"out": torch.zeros(409, 31)}, ValueError, r"out must be \[409, 4, 8\] or \[409, 32\], got shape \[409, 31\]"),
     (
@@ -365,6 +374,7 @@ TABLES = torch.zeros(8, 64), torch.zeros(8, 64)
         ({"row_counts": (1, 2)}, False),
         ({"lengths": offsets((4, 4))}, False),
         ({"row_counts": offsets((4, 4))}, False),
+        ({"block": 1}, False),
         ({"rope": TABLES}, False),
         (LONG, True),
         (LONG | {"rope": TABLES}, True),
@@ -405,6 +415,6 @@ def test_triton_compiles_for_every_target():
         if line["target"] == "sm_90":
             print(f"\n{line}", end="")
         if line["target"] == "sm_90" and line["kernel"] == "attention_kernel":
-            tensor_cores = {"attend": {"HGMMA"}, "attend_few": {"HMMA"}, "attend_some": {"HGMMA"}}[line["run"]]
+            tensor_cores = {"HMMA"} if line["run"] == "attend_few" else {"HGMMA"}
             products = {"HMMA", "HGMMA"} & set(line["instructions"])
             assert products == (set() if line["dtype"] == "fp32" else tensor_cores), line

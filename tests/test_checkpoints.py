@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 from types import ModuleType
 
@@ -366,6 +367,30 @@ def test_hub_id(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda hub_id, **_: asked.append(hub_id) or str(folder))
     assert checkpoints.load("kuleshov-group/mdlm-owt").name == "mdlm-owt"
     assert asked == ["kuleshov-group/mdlm-owt"]
+
+
+def test_pickled_weights_are_fetched_only_where_there_are_no_others(tmp_path, monkeypatch):
+    held = [f"model-{i}-of-2.safetensors" for i in (1, 2)] + ["model.safetensors.index.json", "pytorch_model.bin"]
+    held += ["config.json", "pytorch_model.bin.index.json", "pytorch_model-1-of-2.bin", "README.md", "tokenizer.json"]
+
+    def fetch(files):
+        fetched = tmp_path / str(len(files))
+
+        def download(_, allow_patterns):
+            fetched.mkdir(exist_ok=True)
+            for file in files:
+                if any(fnmatch(file, pattern) for pattern in allow_patterns):
+                    (fetched / file).touch()
+            return str(fetched)
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+        with pytest.raises(CheckpointError):
+            checkpoints.load("some/model")
+        return set(os.listdir(fetched))
+
+    assert fetch(held) == {file for file in held if "pytorch" not in file and file != "README.md"}
+    pickled = [file for file in held if "safetensors" not in file]
+    assert fetch(pickled) == set(pickled) - {"README.md"}
 
 
 # Saving

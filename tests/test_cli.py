@@ -212,6 +212,8 @@ class TestPlan:
     def test_readable(self, run, pair):
         _, out, _ = run("plan", "-n", 4, "--length", 16, "--reveal", "first-hitting", "-m", pair[0])
         assert "16.0 per sequence" in out and "first-hitting" in out and "predicted" in out
+        _, out, _ = run("plan", "-n", 4, "--length", 16, "--reveal", "blocks:8:remask:6:loop:eta=0.1", "-m", pair[0])
+        assert "64 tokens to reveal; blocks:8:remask:6:loop:eta=0.1" in out
 
 
 class TestInfo:

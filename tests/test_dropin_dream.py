@@ -8,6 +8,7 @@ import pytest
 import torch
 from enumerated import confident, independent, law_after, p_value, softmax
 from published import EOS, MASK, TinyModel, module_of, prompts, silent
+from toys import random_dit
 
 from unmask import dropin
 from unmask.dropin import dream
@@ -264,6 +265,11 @@ def test_lengths_configurations_and_outputs():
 def test_bad_input_is_told(options, error, words):
     with pytest.raises(error, match=words):
         diffusion_generate(TinyModel(), **({"inputs": prompts(2, 3), "steps": 2} | options))
+
+
+def test_a_model_whose_rows_cannot_be_shifted_is_told():
+    with pytest.raises(ValueError, match="model must let row i - 1 predict position i, got 'dit', where row i does"):
+        diffusion_generate(random_dit("dit", 1), prompts(1, 3), steps=1)
 
 
 def test_a_live_model_is_patched_and_put_back():

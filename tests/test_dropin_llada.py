@@ -1,16 +1,18 @@
 """LLaDA's `generate`: the published tokens where it is greedy, its law where it draws, its rules in words."""
 
 import math
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 from enumerated import anywhere, confident, law_after, p_value, softmax
-from published import MASK, TinyModel, module_of, prompts, silent
+from published import MASK, VOCAB, TinyModel, module_of, prompts, silent
+from toys import random_dit
 
 from unmask import dropin
+from unmask.canvas import Canvas
 from unmask.dropin import llada
-from unmask.dropin.plain import SlowPathWarning
+from unmask.dropin.plain import SlowPathWarning, whole_logits
 
 SETTINGS = [  # steps, gen_length, block_length, cfg_scale
     (16, 16, 16, 0.0),
@@ -56,6 +58,19 @@ def test_greedy_tokens_are_those_of_the_published_loop(setting, seed):
     ours = llada.generate(model, prompt, None, steps, gen_length, block_length, 0.0, cfg_scale, mask_id=MASK)
     assert ours.dtype == torch.int64
     assert torch.equal(ours, published(model, prompt, *setting))
+
+
+def test_a_denoiser_is_taken_as_it_is():
+    denoiser = random_dit("dit", 2, vocab_size=VOCAB, length=32)
+
+    def model(tokens):
+        canvas = Canvas(tokens, torch.ones_like(tokens, dtype=torch.bool), MASK)
+        return SimpleNamespace(logits=whole_logits(denoiser, canvas))
+
+    prompt = prompts(2, 5)
+    for steps, cfg_scale in ((16, 0.0), (8, 1.2)):
+        ours = llada.generate(denoiser, prompt, None, steps, 16, 8, 0.0, cfg_scale, mask_id=MASK)
+        assert torch.equal(ours, published(model, prompt, steps, 16, 8, cfg_scale))
 
 
 def test_padding_on_the_left_is_not_seen():

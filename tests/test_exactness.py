@@ -13,7 +13,7 @@ import torch
 from scipy import stats
 from toys import HiddenMarkov, Toy, consistent, inconsistent, states_of
 
-from unmask import Ancestral, Blocks, Categorical, FirstHitting, Fixed, Order, Sampler, load
+from unmask import Ancestral, Blocks, Categorical, FirstHitting, Fixed, Order, Remask, Sampler, load
 from unmask.kernels.noise import reveal_times
 from unmask.kernels.sample_head import OPERATOR
 
@@ -400,7 +400,18 @@ def same(one, other):
     return torch.equal(one.tokens, other.tokens) and torch.equal(one.logprobs, other.logprobs)
 
 
-@pytest.mark.parametrize("policy", [Ancestral(6), FirstHitting(), Fixed(5), Order("left-to-right")], ids=str)
+REPRODUCIBLE = (
+    Ancestral(6),
+    FirstHitting(),
+    Fixed(5),
+    Order("left-to-right"),
+    Blocks(Fixed(3, "first"), 7),
+    Remask(9, eta=0.4),
+    Blocks(Remask(4, "rescale", eta=0.5), 10),
+)
+
+
+@pytest.mark.parametrize("policy", REPRODUCIBLE, ids=str)
 def test_one_model_in_every_segment_is_no_schedule(policy):
     alone = Sampler(Toy(9, 24), reveal=policy, max_batch=4).sample(10, 24, seed=5)
     for schedule in ("toy", "toy:100%", "toy:30% toy:70%"):
@@ -411,11 +422,23 @@ def test_one_model_in_every_segment_is_no_schedule(policy):
     assert twins["a"].num_calls and twins["b"].num_calls
 
 
-def test_a_sample_is_its_index_and_seed():
+@pytest.mark.parametrize("policy", REPRODUCIBLE, ids=str)
+def test_a_plan_counts_what_a_run_does(policy):
+    """Network calls of every shape, their FLOPs, and ticks, for ragged lengths and prompts."""
+    toy = Toy(9, 24)
+    request = {"length": [24, 3, 17, 24, 8], "seed": 3, "prompt": [[2], [], [3, 4], [], [5] * 7]}
+    sampler = Sampler(toy, reveal=policy, max_batch=3, max_resident=4)
+    plan, stats = sampler.plan(5, **request), sampler.sample(5, **request).stats
+    assert plan.cost == stats.cost and plan.cost.num_events == toy.num_events
+    assert plan.num_ticks == stats.num_ticks == toy.num_calls and plan.peak_bytes == stats.peak_bytes
+
+
+@pytest.mark.parametrize("policy", [Ancestral(10), Remask(10, "loop", eta=0.3)], ids=str)
+def test_a_sample_is_its_index_and_seed(policy):
     """The number of samples, the batch, the slots and the neighbours change nothing; the seed does."""
-    few = Sampler(Toy(9, 24), reveal=Ancestral(10), max_batch=2).sample(3, 24, seed=2**64 - 1)
+    few = Sampler(Toy(9, 24), reveal=policy, max_batch=2).sample(3, 24, seed=2**64 - 1)
     for max_batch, max_resident in ((1, 1), (7, 3), (64, 300), (16, None)):
-        sampler = Sampler(Toy(9, 24), reveal=Ancestral(10), max_batch=max_batch, max_resident=max_resident)
+        sampler = Sampler(Toy(9, 24), reveal=policy, max_batch=max_batch, max_resident=max_resident)
         many = sampler.sample(300, 24, seed=2**64 - 1)
         assert torch.equal(many.tokens[:3], few.tokens) and torch.equal(many.reveal_step[:3], few.reveal_step)
     assert len({tuple(sample.tokens.tolist()) for sample in many}) == 300

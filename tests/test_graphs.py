@@ -9,7 +9,7 @@ import torch
 from test_dit import make
 from toys import MASK, Toy, random_dit
 
-from unmask import Ancestral, LogitsDenoiser, NonFiniteLogits, Sampler, Samples, graphs, load, slots
+from unmask import Ancestral, LogitsDenoiser, NonFiniteLogits, Remask, Sampler, Samples, graphs, load, slots
 from unmask import run as run_module
 from unmask.graphs import Exact, Graphs, Padded
 from unmask.kernels import dispatch
@@ -99,6 +99,17 @@ def test_a_time_conditioned_model_in_rounded_shapes(with_executor):
     expected = sampler.sample(**request)
     with_executor(Padded)
     assert torch.equal(sampler.sample(**request).tokens, expected.tokens)
+
+
+@pytest.mark.parametrize("kind", [Padded, Repeated])
+def test_positions_that_are_masked_again(kind, with_executor):
+    """They are masked between replays, and draws count in the keys; ticks come in windows."""
+    sampler = Sampler(pair(), schedule="light:25% heavy:75%", reveal=Remask(12, eta=0.3), max_batch=6, max_resident=11)
+    expected = sampler.sample(40, RAGGED, seed=5)
+    with_executor(kind)
+    samples = sampler.sample(40, RAGGED, seed=5)
+    assert torch.equal(samples.tokens, expected.tokens) and torch.equal(samples.reveal_step, expected.reveal_step)
+    assert samples.stats.cost == expected.stats.cost
 
 
 @pytest.mark.skipif(not dispatch.interpreted(), reason="needs Triton's interpreter (TRITON_INTERPRET=1)")

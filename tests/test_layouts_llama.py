@@ -112,6 +112,15 @@ def test_dream(tmp_path):
     assert denoiser.spec.family == "dream" and denoiser.spec.num_kv_heads == 2
 
 
+def test_sdar(tmp_path):
+    """Norms of heads, whose width is its own, and attention by blocks."""
+    state = state_of(GROUPED._replace(head_dim=16, head_norms=True))
+    config = SIZES | {"model_type": "sdar", "mask_token_id": 9, "head_dim": 16, "block_size": 4}
+    denoiser = checkpoints.load(write_folder(tmp_path, config, state, num_shards=2))
+    assert_computes(denoiser, forward(state, block=4), shift=False)
+    assert denoiser.spec.head_dim == 16
+
+
 @pytest.mark.parametrize("pickled", [False, True])
 def test_diffullama(tmp_path, pickled):
     """Its configuration counts the ids before the mask token was added."""

@@ -24,25 +24,26 @@ VOCAB, DIM, BLOCKS, MLP, LENGTH, BASE = 101, 48, 3, 80, 64, 5_000.0
 LENGTHS = (7, 7, 64, 1, 33, 33, 33)
 PLAIN = Shape(VOCAB, DIM, BLOCKS, MLP, num_heads=4, num_kv_heads=4, head_dim=12)
 
-# The kinds of checkpoint that share this trunk: shape, and whether rows are shifted.
+# The kinds of checkpoint that share this trunk: shape, whether rows are shifted, positions of a block.
 KINDS = {
-    "llada": (PLAIN, False),
-    "diffullama": (PLAIN, True),
-    "dream": (PLAIN._replace(num_kv_heads=2, qkv_bias=True), True),
-    "tied": (PLAIN._replace(num_kv_heads=1, tied=True), False),
-    "every bias": (PLAIN._replace(qkv_bias=True, out_bias=True, mlp_bias=True), True),
-    "narrow heads": (PLAIN._replace(num_heads=6, num_kv_heads=2, head_dim=4), False),
-    "sdar": (PLAIN._replace(num_heads=6, num_kv_heads=3, head_dim=16, head_norms=True), True),
+    "llada": (PLAIN, False, None),
+    "diffullama": (PLAIN, True, None),
+    "dream": (PLAIN._replace(num_kv_heads=2, qkv_bias=True), True, None),
+    "tied": (PLAIN._replace(num_kv_heads=1, tied=True), False, None),
+    "every bias": (PLAIN._replace(qkv_bias=True, out_bias=True, mlp_bias=True), True, None),
+    "narrow heads": (PLAIN._replace(num_heads=6, num_kv_heads=2, head_dim=4), False, None),
+    "qwen3": (PLAIN._replace(num_heads=6, num_kv_heads=3, head_dim=16, head_norms=True), True, None),
+    "sdar": (PLAIN._replace(num_heads=6, num_kv_heads=3, head_dim=16, head_norms=True), False, 4),
 }
 
 
 def make(kind, dtype=torch.float32, **options):
-    shape, shift = KINDS[kind]
+    shape, shift, block = KINDS[kind]
     state = reference.random_state(tensor_shapes(shape))
     sizes = (shape.num_blocks, shape.num_heads, shape.intermediate_size, LENGTH)
     heads = {"num_kv_heads": shape.num_kv_heads, "head_dim": shape.head_dim}
     spec = DenoiserSpec(kind, VOCAB, VOCAB - 1, DIM, *sizes, shift=shift, **heads)
-    return state, Llama(spec, state, rope_base=BASE, dtype=dtype, **options)
+    return state, Llama(spec, state, rope_base=BASE, block=block, dtype=dtype, **options)
 
 
 def make_batch(lengths=LENGTHS, rows=None, seed=0):
@@ -67,12 +68,12 @@ def logits(model, hidden):
     return hidden.float() @ model.head.weight.float().t()
 
 
-def expected(state, model, batch, dtype=torch.float64, block=None):
+def expected(state, model, batch, dtype=torch.float64):
     """Hidden rows and logits of the equations, one sequence at a time; a shifted row is that of the position before."""
     state, found = {name: tensor.to(dtype) for name, tensor in state.items()}, []
     heads = model.spec.num_heads, model.spec.num_kv_heads
     for tokens in batch.tokens.split(batch.lengths):
-        hidden, scores = reference.forward(state, tokens, *heads, base=BASE, block=block)
+        hidden, scores = reference.forward(state, tokens, *heads, base=BASE, block=model.style.block)
         order = torch.arange(len(tokens))
         order = (order - 1).clamp(min=0) if model.spec.shift else order
         found.append((hidden[order], scores[order]))
@@ -128,13 +129,22 @@ def test_a_sequence_does_not_see_its_neighbours(kind):
         torch.testing.assert_close(packed[i], run(model, alone), atol=1e-5, rtol=1e-6)
 
 
+def test_a_block_does_not_see_those_behind_it():
+    _, model = make("sdar")
+    batch = make_batch((11,), rows=[range(11)])
+    before = run(model, batch)
+    batch.tokens[8:] = 3
+    after = run(model, batch)
+    assert torch.equal(before[:8], after[:8]) and (before[8:] != after[8:]).any(dim=1).all()
+
+
 def test_sequences_without_rows_are_allowed():
     state, model = make("dream")
     batch = make_batch((5, 9, 9, 4), rows=[[1], [], [2, 8], []])
     torch.testing.assert_close(run(model, batch), expected(state, model, batch)[0].float(), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("kind", ["dream", "sdar"])
+@pytest.mark.parametrize("kind", ["dream", "qwen3"])
 def test_the_mlp_and_the_norms_of_heads_in_pieces(kind, monkeypatch):
     _, model = make(kind)
     batch = make_batch()

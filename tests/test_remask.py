@@ -267,6 +267,19 @@ def test_a_sequence_does_not_depend_on_its_neighbours():
     assert entries(whole, chosen, 6) == entries(part, slice(None), 0)
 
 
+def test_no_random_number_serves_twice():
+    """Over blocks too: a number is asked for once, by sequence, position and count."""
+    asked = []
+
+    def uniform(row, column, count):
+        asked.extend(zip(row.tolist(), column.tolist(), [count] * len(row), strict=True))
+        return np.random.default_rng(count).random(len(row))
+
+    Blocks(Remask(20, eta=0.5), 3).plan(np.full((4, 8), 0.5), np.arange(8), uniform)
+    assert len(asked) == len(set(asked)) > 100 and {column for _, column, _ in asked} == set(range(8))
+    assert min(count for _, _, count in asked) == 1
+
+
 def test_without_remasking_it_is_ancestral():
     """eta = 0: the same steps from the same times as `Ancestral` on this grid."""
     policy = Remask(30, eta=0.0, eps=0.1)

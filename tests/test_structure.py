@@ -104,6 +104,7 @@ def test_public_names():
         "Ancestral",
         "Batch",
         "Blocks",
+        "Caching",
         "Categorical",
         "Confidence",
         "Denoiser",

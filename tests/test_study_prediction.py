@@ -95,7 +95,8 @@ def test_first_hitting_counts_the_masked_positions(models):
 
 
 @pytest.mark.parametrize(
-    "reveal", [Ancestral(7), Ancestral(300), Ancestral(9, "cosine"), Fixed(5), Fixed(90), FirstHitting()]
+    "reveal",
+    [Ancestral(7), Ancestral(300), Ancestral(9, "cosine"), Fixed(5), Fixed(7, "first"), Fixed(90), FirstHitting()],
 )
 @pytest.mark.parametrize("bins", [1, 4, 16, 40])
 def test_exposures_are_those_of_drawn_plans(reveal, bins):

@@ -15,7 +15,19 @@ import pytest
 import torch
 from toys import MASK, HiddenMarkov, Toy, random_dit
 
-from unmask import Ancestral, Categorical, FirstHitting, Fixed, LogitsDenoiser, Order, Sampler, cli, load
+from unmask import (
+    Ancestral,
+    Blocks,
+    Categorical,
+    FirstHitting,
+    Fixed,
+    LogitsDenoiser,
+    Order,
+    Remask,
+    Sampler,
+    cli,
+    load,
+)
 from unmask.denoiser import Batch, DenoiserSpec
 from unmask.study import replay, search_command
 from unmask.study import search as search_module
@@ -398,6 +410,11 @@ def test_damaged_files_are_done_again(tmp_path):
     watch = Kept()
     small(tmp_path, watch, num_samples=13)
     assert len(watch.told) == len(watch.finished) == 5 and all("other settings" in line for line in watch.told)
+
+
+def test_positions_that_are_masked_again_are_refused():
+    with pytest.raises(ValueError, match=r"reveals positions once and for all, got 'blocks:2:remask:4:cap'"):
+        Prices({"heavy": markov(0)}, Blocks(Remask(4), 2), num_samples=2, length=4, seed=1)
 
 
 def test_no_wrong_byte_goes_unseen(tmp_path):

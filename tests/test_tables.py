@@ -1,5 +1,6 @@
 """Records of ticks: what goes in comes out, at the tick's own size and in a padded bucket."""
 
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -7,8 +8,8 @@ import pytest
 import torch
 from toys import Toy
 
-from unmask import Ancestral, FirstHitting, Sampler
-from unmask.tables import ALIGNMENT, Bucket, Parcel, exact, layout, nbytes, read_field, record, rounded
+from unmask import Ancestral, FirstHitting, Remask, Sampler
+from unmask.tables import ALIGNMENT, Bucket, Parcel, exact, layout, load, nbytes, read_field, record, rounded
 from unmask.timeline import Limits
 
 SPARE = 10**6
@@ -29,6 +30,7 @@ RUNS = {
     "one row a time": ((5, 32), {"reveal": FirstHitting()}),
     "fewer than a batch": ((3, 32), {"max_batch": 8}),
     "an odd batch": ((20, 32), {"max_batch": 7}),
+    "masked again": ((9, 32), {"reveal": Remask(12, eta=0.4)}),
 }
 
 
@@ -48,7 +50,8 @@ def test_a_record_holds_its_tick(name, padded):
         starts = inputs.starts.numpy()
         assert (inputs.rows[:num_rows].numpy() - starts[owner]).tolist() == tick.row_position.tolist()
         assert inputs.positions[:num_rows].tolist() == tick.row_position.tolist()
-        keys = np.stack([tick.sequences[owner], tick.row_position, np.zeros(num_rows)], 1)
+        draws = np.zeros(num_rows) if tick.row_draw is None else tick.row_draw
+        keys = np.stack([tick.sequences[owner], tick.row_position, draws], 1)
         assert inputs.keys[:num_rows].tolist() == keys.tolist()
         assert inputs.targets[:num_rows].tolist() == (tick.slots[owner] * 32 + tick.row_position).tolist()
         assert inputs.mask_rate[:num].tolist() == tick.mask_rate.tolist()
@@ -79,6 +82,17 @@ def test_buckets_hold_their_ticks_and_are_few(name):
             assert sum(bucket.lengths) == bucket.num_tokens
     shapes = {bucket[1:4] for bucket in buckets}
     assert len(shapes) <= 12, shapes
+
+
+def test_what_is_masked_again_goes_up_with_its_tick():
+    (num_samples, length), options = RUNS["masked again"]
+    ticks, limits = ticks_of(num_samples, length, **options)
+    make = partial(record, slot_length=limits.max_length, spare=SPARE)
+    loaded = load(ticks, exact, make, limits.max_length, torch.from_numpy)
+    assert loaded[0].masked is None and sum(one.masked is not None for one in loaded) > 5
+    for one in loaded:
+        places = [] if one.masked is None else one.masked.tolist()
+        assert places == (one.tick.masked_slot.astype(int) * limits.max_length + one.tick.masked_position).tolist()
 
 
 def test_rounded_shapes():

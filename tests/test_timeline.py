@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unmask.events import Events, events
-from unmask.reveal import Ancestral, FirstHitting, Fixed, Order, RevealPlan
+from unmask.remask import Remask
+from unmask.reveal import Ancestral, FirstHitting, Fixed, Order, RemaskPlan, RevealPlan
 from unmask.schedule import Schedule
 from unmask.timeline import FREE, Timeline, choose_batch
 
@@ -18,10 +19,12 @@ SANDWICH = "light:12.5% heavy:75% light:12.5%"
 
 def chunk(sequence, length, policy, schedule=SANDWICH, positions=None, models=MODELS, seed=0) -> Events:
     positions = np.arange(length) if positions is None else np.asarray(positions)
-    times = np.random.default_rng([seed, sequence[0]]).random((len(sequence), len(positions)))
+    rng = np.random.default_rng([seed, sequence[0]])
+    times = rng.random((len(sequence), len(positions)))
     assigned = Schedule.parse(schedule, models).assign(policy.num_steps(len(positions)))
     segments = [(models.index(name), start, stop) for name, start, stop in assigned]
-    return events(policy.plan(times, positions), positions, length, np.asarray(sequence), segments)
+    more = (lambda row, column, count: rng.random(len(row)),) if isinstance(policy, Remask) else ()
+    return events(policy.plan(times, positions, *more), positions, length, np.asarray(sequence), segments)
 
 
 def chunks(num_samples, length, policy, schedule=SANDWICH, size=64):
@@ -29,13 +32,22 @@ def chunks(num_samples, length, policy, schedule=SANDWICH, size=64):
         yield chunk(range(start, min(start + size, num_samples)), length, policy, schedule)
 
 
-def rows_of(chunk: Events, row: int) -> list[tuple[int, int, float, tuple[int, ...]]]:
-    """A sequence's events, obviously: (model, step, mask rate, positions)."""
-    entries = zip(chunk.model[row], chunk.step[row], chunk.mask_rate[row], chunk.position[row], strict=True)
-    return [
-        (*event, tuple(position for *_, position in rows))
-        for event, rows in groupby(entries, key=lambda entry: entry[:3])
-    ]
+def rows_of(chunk: Events, row: int) -> list[tuple]:
+    """A sequence's events, obviously: (model, step, mask rate, positions, draws, positions masked again before it)."""
+    n, remasks = chunk.position.shape[1], chunk.remasks
+    num_rows, draw, stop, masked = n, [0] * n, [0] * n, []
+    if remasks is not None:
+        num_rows, draw, stop, masked = (
+            values[row] for values in (remasks.num_rows, remasks.draw, remasks.stop, remasks.position)
+        )
+    columns = (chunk.model[row], chunk.step[row], chunk.mask_rate[row], stop, chunk.position[row], draw)
+    entries = list(zip(*columns, strict=True))[:num_rows]
+    found, done = [], 0
+    for (model, step, mask_rate, stop), rows in groupby(entries, key=lambda entry: entry[:4]):
+        *_, positions, draws = zip(*rows, strict=True)
+        found.append((model, step, mask_rate, positions, draws, tuple(masked[done:stop])))
+        done = stop
+    return found
 
 
 def run(source, *, num_models=2, max_batch, max_resident, max_length=1024) -> Timeline:
@@ -61,19 +73,26 @@ def run(source, *, num_models=2, max_batch, max_resident, max_length=1024) -> Ti
         assert sum(len(part.sequence) for part in total[:-1]) <= len(admitted), "at most one chunk is drawn ahead"
         slots = tick.slots.tolist()
         assert 1 <= len(slots) <= max_batch and slots == sorted(set(slots))
-        stop = 0
+        stop, row_draw = 0, np.zeros_like(tick.row_position) if tick.row_draw is None else tick.row_draw
+        masked_again = []
         for i, slot in enumerate(slots):
             sequence, length, todo = resident[slot]
-            model, step, mask_rate, positions = todo.pop(0)
+            model, step, mask_rate, positions, draws, masked = todo.pop(0)
+            masked_again += [(slot, position) for position in masked]
             start, stop = stop, stop + tick.row_counts[i]
             assert (tick.sequences[i], tick.lengths[i]) == (sequence, length)
             assert (tick.model, tick.steps[i], tick.mask_rate[i]) == (model, step, mask_rate)
             assert tuple(tick.row_position[start:stop]) == positions == tuple(sorted(positions))
-            assert set(tick.row_slot[start:stop]) == {slot}
+            assert tuple(row_draw[start:stop]) == draws and set(tick.row_slot[start:stop]) == {slot}
             assert tick.finished[i] == (not todo)
             if not todo:
                 finished.append(resident.pop(slot)[0])
-        assert stop == len(tick.row_position) == len(tick.row_slot)
+        assert stop == len(tick.row_position) == len(tick.row_slot) == len(row_draw)
+        if tick.masked_slot is None:
+            assert not masked_again
+        else:
+            assert list(zip(tick.masked_slot, tick.masked_position, strict=True)) == masked_again
+        assert tick.num_revealed == stop - len(masked_again)
         timeline.sizes.append(len(slots))
     assert not resident
     wanted = [sequence for part in total for sequence in part.sequence.tolist()]
@@ -92,7 +111,8 @@ def workloads(draw):
         num_samples, length = draw(st.integers(1, 9)), draw(st.integers(1, 12))
         positions = sorted(draw(st.sets(st.integers(0, length - 1), min_size=1)))
         steps = draw(st.integers(1, 12))
-        policy = draw(st.sampled_from([Ancestral(steps), Fixed(steps), FirstHitting(), Order("left-to-right")]))
+        policies = Ancestral(steps), Fixed(steps), FirstHitting(), Order("left-to-right"), Remask(steps, eta=0.5)
+        policy = draw(st.sampled_from(policies))
         names = draw(st.lists(st.sampled_from(models), min_size=1, max_size=4))
         schedule = " ".join(f"{name}:{'100/' + str(len(names))}%" for name in names)
         sequence = range(start, start + num_samples)
@@ -196,6 +216,42 @@ def test_events_sorts_and_assigns_models():
     assert made.model.tolist() == [[1, 0, 0, 0]] and made.mask_rate.tolist() == [[1, 0.75, 0.25, 0.25]]
     dtypes = {name: getattr(made, name).dtype for name in ("sequence", "position", "step", "mask_rate", "model")}
     assert dtypes == {"sequence": "i8", "position": "i4", "step": "i4", "mask_rate": "f4", "model": "i1"}
+
+
+def test_events_of_positions_that_are_masked_again():
+    """A sequence of five reveals and one of two. What step 2 masks is masked when step 3 begins, not when 2 does."""
+    entries = [  # row, column, step, draw, masked
+        (1, 0, 3, 0, 0),
+        (0, 1, 6, 2, 4),
+        (0, 1, 2, 1, 1),
+        (0, 0, 3, 1, 2),
+        (0, 0, 2, 0, 0),
+        (1, 1, 1, 0, 0),
+        (0, 1, 0, 0, 0),
+    ]
+    row, column, step, draw, masked = np.array(entries, np.int32).T
+    plan = RemaskPlan(row, column, step, 1 - step / 8, draw, masked)
+    made = events(plan, np.array([3, 5]), 8, [7, 8], [(1, 0, 3), (0, 3, 7)])
+    assert made.remasks.num_rows.tolist() == [5, 2]
+    assert made.step.tolist() == [[0, 2, 2, 3, 6], [1, 3, 3, 3, 3]]
+    assert made.position.tolist() == [[5, 3, 5, 3, 5], [5, 3, 3, 3, 3]]
+    assert made.model.tolist() == [[1, 1, 1, 0, 0], [1, 0, 0, 0, 0]]
+    assert made.mask_rate.tolist() == [[1, 0.75, 0.75, 0.625, 0.25], [0.875, 0.625, 0.625, 0.625, 0.625]]
+    assert made.remasks.draw.tolist() == [[0, 0, 1, 1, 2], [0] * 5]
+    assert made.remasks.position[0].tolist() == [5, 3, 5] and made.remasks.stop.tolist() == [[0, 1, 1, 2, 3], [0] * 5]
+    dtypes = [getattr(made.remasks, name).dtype for name in ("num_rows", "draw", "position", "stop")]
+    assert dtypes == ["i8", "i4", "i4", "i4"] and made.position.dtype == made.step.dtype == "i4"
+
+
+def test_tables_grow_with_what_is_masked_again():
+    """Rows of a slot, and its memory, follow the longest sequence so far; no other sequence notices."""
+    policies = FirstHitting(), Remask(8, eta=0.3), Remask(60, "loop", eta=0.5, alpha_on=0.5), FirstHitting()
+    parts = [chunk(range(i, i + 5), 9, policy, "heavy") for i, policy in zip((0, 5, 10, 15), policies, strict=True)]
+    assert 9 < parts[1].position.shape[1] < parts[2].position.shape[1]
+    timeline = run(iter(parts), max_batch=3, max_resident=4, max_length=9)
+    fixed = run(iter(parts[:1]), max_batch=3, max_resident=4, max_length=9)
+    rows, masked = parts[2].position.shape[1], parts[2].remasks.position.shape[1]
+    assert timeline.nbytes - fixed.nbytes == 4 * (25 * (rows - 9) + 8 * rows + 4 * masked + 8)
 
 
 @pytest.mark.parametrize("segments", [[], [(0, 1, 3)], [(0, 0, 1), (1, 2, 3)]])

@@ -5,6 +5,7 @@ On a machine without a GPU the kernels run in Triton's interpreter, from the sam
 
 import itertools
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -130,6 +131,18 @@ def test_tokens_and_extras_of_a_product(size, dtype):
     sample = triton_kernel.sample_head(call)
     check_tokens(sample.tokens, call)
     check_extras(sample, call)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:])
+@pytest.mark.parametrize("dim", [33, 256])
+def test_hidden_rows_in_fp32_meet_narrower_weights(dtype, dim):
+    """Weights are widened, hidden rows not rounded: the values are those of the weights in fp32."""
+    hidden, weight = normal(40, dim), normal(700, dim, seed=1, scale=0.3, dtype=dtype)
+    call = HeadCall(hidden, weight, None, keys(40), seed=2, want=EXTRAS)
+    sample = sample_head(hidden, weight, keys=call.keys, seed=2, want=EXTRAS, impl="triton")
+    check_tokens(sample.tokens, call)
+    check_extras(sample, call)
+    assert_same(sample, triton_kernel.sample_head(replace(call, weight=weight.float())))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -470,7 +483,7 @@ def test_the_operator_reaches_the_kernel():
     ("hidden", "weight", "message"),
     [
         (normal(2, 4).double(), normal(9, 4).double(), "needs hidden in float32, bfloat16 or float16, got float64"),
-        (normal(2, 4).bfloat16(), normal(9, 4), "needs weight in the dtype of hidden, bfloat16, got float32"),
+        (normal(2, 4).bfloat16(), normal(9, 4), "needs weight in bfloat16 for this hidden, got float32"),
     ],
 )
 def test_what_the_kernel_refuses(hidden, weight, message):

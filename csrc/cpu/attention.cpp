@@ -1,9 +1,10 @@
-// Bidirectional attention on the CPU. Compiled once per instruction set; UNMASK_ISA names the compilation.
+// Attention on the CPU, both ways or by blocks. Compiled once per instruction set; UNMASK_ISA names the compilation.
 //
 // A unit of work is a chunk of queries of one head of one sequence. It walks over the keys a block at a time, packs the
 // block (keys turned, values as they lie, both rotated and zero-padded to whole vectors), and keeps maximum, sum and
 // weighted values of every query. A query meets the keys in the same order and in the same operations in every tile, so
-// its result does not depend on its neighbours, on the batch or on threads.
+// its result does not depend on its neighbours, on the batch or on threads. Keys that no query of a chunk sees are not
+// packed, those that no query of a tile sees take part in no product, and of the others' shares unseen ones are 0.
 #include "attention.h"
 
 #include <math.h>
@@ -120,19 +121,22 @@ class Attention {
         Number *query, *key;            // [kQueries, items], [items, kKeys]
         Number *value, *turn;           // [kKeys / columns, stride], [kWidth, items]
         float *weighted, *top, *total;  // [kQueries, stride], [kQueries], [kQueries]
+        int64_t* end;                   // [kQueries]: the first key that a query does not see
 
         static size_t numbers(int64_t items, int64_t stride) {
             const size_t turn = kWidth * round_up(items, kWidth);
             return (kQueries * items + items * kKeys + turn) * Items::kColumns + kKeys * stride;
         }
         static size_t bytes(int64_t items, int64_t stride) {
-            return numbers(items, stride) * sizeof(Number) + (kQueries * stride + 2 * kQueries) * sizeof(float) + 64;
+            return numbers(items, stride) * sizeof(Number) + (kQueries * stride + 2 * kQueries) * sizeof(float) +
+                   kQueries * sizeof(int64_t) + 64;
         }
         Local(char* memory, int64_t items, int64_t stride) {
             weighted = reinterpret_cast<float*>(memory);
             top = weighted + kQueries * stride;
             total = top + kQueries;
-            key = reinterpret_cast<Number*>(total + kQueries);
+            end = reinterpret_cast<int64_t*>(total + kQueries);
+            key = reinterpret_cast<Number*>(end + kQueries);
             value = key + items * kKeys * Items::kColumns;
             query = value + kKeys * stride;
             turn = query + kQueries * items * Items::kColumns;
@@ -149,6 +153,7 @@ class Attention {
 
     void attend(const Chunk& chunk, int64_t head, const Local& local) const {
         const int64_t group = head / (call_.num_heads / call_.num_groups);
+        int64_t num_keys = 0;
         for (int64_t i = 0; i < chunk.num_queries; ++i) {
             const int64_t row = chunk.row + chunk.first + i;
             const int64_t position = call_.positions ? call_.positions[row] : chunk.first + i;
@@ -156,14 +161,17 @@ class Attention {
             copy_rotated<Items>(call_, at(call_.query, row, head), position, to);
             local.top[i] = -kInfinity;
             local.total[i] = 0;
+            const int64_t end = call_.block ? (position / call_.block + 1) * call_.block : chunk.num_keys;
+            local.end[i] = smaller(end, chunk.num_keys);
+            num_keys = larger(num_keys, local.end[i]);
         }
         std::fill(local.weighted, local.weighted + chunk.num_queries * stride_, 0.0f);
-        for (int64_t first = 0; first < chunk.num_keys; first += kKeys) {
-            const int64_t count = smaller(kKeys, chunk.num_keys - first);
+        for (int64_t first = 0; first < num_keys; first += kKeys) {
+            const int64_t count = smaller(kKeys, num_keys - first);
             pack_keys(chunk.token + first, first, count, group, local);
             pack_values(chunk.token + first, count, group, local);
             for (int64_t row = 0; row < chunk.num_queries; row += kRowTile)
-                meet(local, row, smaller(kRowTile, chunk.num_queries - row), count);
+                meet(local, row, smaller(kRowTile, chunk.num_queries - row), first);
         }
         for (int64_t i = 0; i < chunk.num_queries; ++i) finish(chunk.row + chunk.first + i, head, local, i);
     }
@@ -198,8 +206,14 @@ class Attention {
         }
     }
 
-    // One tile of queries meets one block of keys.
-    void meet(const Local& local, int64_t row, int64_t rows, int64_t count) const {
+    // One tile of queries meets one block of keys, from `first` on.
+    void meet(const Local& local, int64_t row, int64_t rows, int64_t first) const {
+        int64_t seen[kRowTile], count = 0;  // keys of the block
+        for (int64_t r = 0; r < rows; ++r) {
+            seen[r] = smaller(kKeys, larger(0, local.end[row + r] - first));
+            count = larger(count, seen[r]);
+        }
+        if (count == 0) return;
         alignas(64) float scores[kRowTile][kKeys];
         alignas(64) Number shares[kRowTile][kKeys];
         const Number* query[kRowTile];
@@ -214,12 +228,12 @@ class Attention {
         }
         float shrink[kRowTile];
         for (int64_t r = 0; r < rows; ++r) {
-            for (int64_t key = count; key < wide; ++key) scores[r][key] = -kInfinity;
+            for (int64_t key = seen[r]; key < wide; ++key) scores[r][key] = -kInfinity;
             const float before = local.top[row + r], top = Larger{}(maximum(scores[r], static_cast<int>(wide)), before);
             local.top[row + r] = top;
             const float base = top == -kInfinity ? 0.0f : top;  // -inf - -inf is NaN
             shrink[r] = exp_nonpositive(before - base);
-            local.total[row + r] = local.total[row + r] * shrink[r] + share(scores[r], base, wide, shares[r]);
+            local.total[row + r] = local.total[row + r] * shrink[r] + share(scores[r], base, seen[r], wide, shares[r]);
         }
         const Number* weights[kRowTile];
         for (int64_t r = 0; r < kRowTile; ++r) weights[r] = shares[smaller(r, rows - 1)];
@@ -249,17 +263,19 @@ class Attention {
         }
     }
 
-    // exp(score - top), rounded to the packed type; returns their sum before rounding.
-    static float share(float* scores, float top, int64_t count, Number* out) {
+    // exp(score - top) of the keys that are seen and 0 of the others, rounded to the packed type; returns their sum
+    // before rounding.
+    static float share(float* scores, float top, int64_t seen, int64_t count, Number* out) {
         float lane[kLanes] = {};
-        for (int64_t start = 0; start < count; start += kLanes) {
+        for (int64_t start = 0; start < seen; start += kLanes) {
             UNMASK_LANES for (int i = 0; i < kLanes; ++i) {
-                const float weight = exp_nonpositive(scores[start + i] - top);
+                const float weight = start + i < seen ? exp_nonpositive(scores[start + i] - top) : 0;
                 lane[i] += weight;
                 scores[start + i] = weight;
             }
             Items::narrow(scores + start, out + start);
         }
+        for (int64_t start = round_up(seen, kLanes); start < count; ++start) out[start] = Number{};
         return fold(lane, Sum{});
     }
 

@@ -23,6 +23,7 @@ struct AttentionCall {
     const int64_t *lengths, *row_counts;  // [num_sequences]
     const float *cos, *sin;               // [positions, dim / 2], or null: no rotation
     const int64_t* positions;             // [queries], or null: query i of a sequence stands at position i
+    int64_t block;                        // the query at p sees keys before (p / block + 1) * block; 0: every key
     int threads;
 };
 

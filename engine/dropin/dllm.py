@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unmask.canvas import Canvas
 from unmask.dropin import patching, plain, seeds
-from unmask.dropin.canvas import Canvas
-from unmask.dropin.models import Model, denoiser_of
 from unmask.dropin.rule import Rule
 from unmask.dropin.transfer import Block, Transferred, binomial, common_steps, cut, even, linear, rounded
+from unmask.sources import Model, denoiser_of
 
 
 @dataclass
@@ -146,8 +146,8 @@ class MDLMSampler:
             sampler = options.rule.sampler(
                 denoiser, size, len(canvas.tokens), Transferred, steps=len(shares), shares=shares
             )
-            finished, steps = canvas.sample(sampler, seeds.resolve(options.seed))
-            history = finished.history(common_steps(blocks, steps), sum(block.counts.shape[1] for block in blocks))
+            filled, num_steps = canvas.sample(sampler, seeds.resolve(options.seed)), sum(map(len, blocks))
+            history = filled.history(common_steps(blocks, filled.steps), num_steps)
         tokens = history[-1] if history else canvas.tokens
         return BaseSamplerOutput(tokens, [canvas.tokens, *history]) if options.return_dict else tokens
 

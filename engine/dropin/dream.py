@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from unmask.adaptive import Confidence
+from unmask.canvas import Canvas, check_ids, valid_of
 from unmask.choose import Categorical
 from unmask.denoiser import Denoiser
 from unmask.dropin import patching, plain, seeds
-from unmask.dropin.canvas import Canvas, check_ids, valid_of
 from unmask.dropin.hooks import Hooks, Steps, dream_loop
-from unmask.dropin.models import Model, denoiser_of
 from unmask.reveal import Ancestral, Reveal
 from unmask.sampler import Sampler
+from unmask.sources import Model, denoiser_of
 
 SCORES = {"maskgit_plus": "probability", "topk_margin": "margin", "entropy": "entropy"}
 ALGORITHMS = ("origin", *SCORES)
@@ -172,9 +172,8 @@ def _sample(
     adaptive = options.alg != "origin"
     choose = Categorical(options.temperature, top_k=top_k, top_p=options.top_p, draw_mask=adaptive)
     sampler = Sampler(denoiser, reveal=options.reveal, choose=choose, max_batch=len(canvas.tokens))
-    finished, steps = canvas.sample(sampler, seed)
-    history = finished.history(steps, options.steps) if keep_history else None
-    return finished.tokens, history
+    filled = canvas.sample(sampler, seed)
+    return filled.tokens, filled.history(filled.steps, options.steps) if keep_history else None
 
 
 def fits(obj: Any) -> bool:

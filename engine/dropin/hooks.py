@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from unmask.canvas import Canvas
 from unmask.denoiser import Denoiser
-from unmask.dropin.canvas import Canvas
 from unmask.dropin.plain import draw, uniform, whole_logits
 
 Hook = Callable[[int | None, Tensor, Tensor | None], Tensor]

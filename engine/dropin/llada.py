@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unmask.canvas import Canvas, check_ids, valid_of
 from unmask.denoiser import Denoiser
 from unmask.dropin import patching, plain, seeds
-from unmask.dropin.canvas import Canvas, check_ids, valid_of
-from unmask.dropin.models import Model, denoiser_of
 from unmask.dropin.rule import Rule
+from unmask.sources import Model, denoiser_of
 
 EOS, EOT = 126081, 126348  # the ids that the published code has written out
 
@@ -62,7 +62,7 @@ def generate(
         *_, tokens = plain.reveal_blocks(denoiser, canvas, blocks, rule, plain.generator_of(seed))
         return tokens
     sampler = rule.sampler(denoiser, block_length, len(prompt), steps=block_steps)
-    return canvas.sample(sampler, seeds.resolve(seed))[0].tokens
+    return canvas.sample(sampler, seeds.resolve(seed)).tokens
 
 
 def _blocks(steps: int, gen_length: int, block_length: int) -> tuple[int, int]:

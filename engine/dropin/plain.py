@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
+from unmask.canvas import Canvas
 from unmask.denoiser import Batch, Denoiser
-from unmask.dropin.canvas import Canvas
 from unmask.dropin.rule import Rule
 from unmask.kernels.logits import Logits
 from unmask.workspace import Workspace

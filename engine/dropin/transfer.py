@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from unmask.adaptive import Confidence
-from unmask.dropin.canvas import Canvas
+from unmask.canvas import Canvas
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,10 @@ class Block:
     window: Tensor
     counts: Tensor
 
+    def __len__(self) -> int:
+        """S, the steps."""
+        return self.counts.shape[1]
+
 
 def cut(
     canvas: Canvas, starts: Tensor, length: int, size: int, counts: Callable[[int], np.ndarray], *, before: bool
@@ -92,7 +96,7 @@ def common_steps(blocks: list[Block], steps: Tensor) -> Tensor:
     for block in blocks:
         for row, count in zip(common, (block.counts > 0).sum(1).tolist(), strict=True):
             row += range(offset, offset + count)
-        offset += block.counts.shape[1]
+        offset += len(block)
     tables = torch.nn.utils.rnn.pad_sequence([torch.tensor([*row, -1]) for row in common], batch_first=True)
     places = steps.where(steps >= 0, torch.tensor([len(row) for row in common], device=steps.device)[:, None])
     return tables.to(steps.device).gather(1, places)

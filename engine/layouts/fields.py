@@ -8,6 +8,7 @@ from tokenizers import Tokenizer
 from unmask.layouts.stored import Stored
 from unmask.pickles import CheckpointError
 
+MASK_KEYS = "mask_id", "mask_token_id", "mask_index"
 MASK_TOKENS = ("[MASK]", "<mask>", "<MASK>", "<|mask|>", "<|MASK|>", "<|mdm_mask|>")
 
 
@@ -44,7 +45,7 @@ def must(stored: Stored, key: str, got: Any, *supported: Any) -> None:
 
 def mask_id(config: Mapping[str, Any], tokenizer: Tokenizer | None) -> int | None:
     """That of the configuration, else the tokenizer's mask token."""
-    for key in ("mask_id", "mask_token_id", "mask_index"):
+    for key in MASK_KEYS:
         if isinstance(config.get(key), int):
             return config[key]
     ids = () if tokenizer is None else (tokenizer.token_to_id(token) for token in MASK_TOKENS)

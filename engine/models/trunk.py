@@ -120,6 +120,10 @@ class Trunk(Denoiser):
         usable, _ = triton_status()
         return usable and self.spec.heads[2] <= MAX_DIM
 
+    @property
+    def cacheable(self) -> bool:
+        return self.style.block is None
+
     @torch.no_grad()
     def hidden(self, batch: Batch, workspace: Workspace) -> Tensor:
         """Rows [R, D] in `dtype`, a view into the workspace that stays valid until the next call."""
@@ -177,10 +181,11 @@ class _Call:
     def hidden(self) -> Tensor:
         residual, delta = self.embed(), None
         *full, last = self.model.layers.blocks
-        for index, block in enumerate(full):
-            with self.spans("block", index):
+        for self.index, block in enumerate(full):
+            with self.spans("block", self.index):
                 delta = self.full_block(block, residual, delta)
-        with self.spans("block", len(full)):
+        self.index = len(full)
+        with self.spans("block", self.index):
             return self.last_block(last, residual, delta)
 
     def embed(self) -> Tensor:
@@ -196,6 +201,8 @@ class _Call:
     def token_positions(self) -> Tensor:
         """int64 [T]: where each token stands in its own sequence; that of an unused token is any."""
         lengths, tokens = self.batch.lengths, self.batch.tokens
+        if self.batch.context is not None:
+            return self.batch.context.positions
         place = torch.arange(len(tokens), device=tokens.device)
         if not isinstance(lengths, Offsets) and len(set(lengths)) == 1:
             return place % lengths[0]
@@ -238,9 +245,12 @@ class _Call:
         if block.head_norms is not None:
             of_queries, of_keys = block.head_norms
             query, key = self.norm_heads(query, of_queries, "query"), self.norm_heads(key, of_keys, "key")
-        options |= {"lengths": self.batch.lengths, "rope": self.model.layers.rope}
-        if self.model.style.block is not None:
-            options["block"] = self.model.style.block
+        lengths, context = self.batch.lengths, self.batch.context
+        if context is not None:
+            options = {"row_counts": lengths, "positions": context.positions} | options
+            key, value = context.exchange(self.index, key, value)
+            lengths = context.lengths
+        options |= {"lengths": lengths, "rope": self.model.layers.rope, "block": self.model.style.block}
         with self.spans("attention"):
             return attention(query, key, value, **options)
 

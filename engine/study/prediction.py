@@ -143,9 +143,8 @@ def exposure(reveal: Reveal, length: int, num_bins: int) -> np.ndarray:
             found[part, bins[first_of_bin]] = np.add.reduceat(chances, first_of_bin, axis=1)
         return found * shares[:, None]
     if isinstance(reveal, FirstHitting | Fixed):
-        steps = reveal.num_steps(length)
-        ends = length * np.arange(steps + 1) // steps
-        found = np.zeros((steps, num_bins))
+        ends = reveal.first_ranks(length) if isinstance(reveal, Fixed) else np.arange(length + 1)
+        found = np.zeros((len(ends) - 1, num_bins))
         used = np.flatnonzero(np.diff(ends))
         found[used, bins[length - ends[used] - 1]] = np.diff(ends)[used] / length
         return found

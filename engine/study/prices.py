@@ -29,6 +29,8 @@ class Prices:
     def __init__(
         self, models: dict[str, Denoiser], reveal: Reveal, *, num_samples: int, length: int, seed: int
     ) -> None:
+        if getattr(reveal, "remasks", False):
+            raise ValueError(f"reveal must be a policy that reveals positions once and for all, got {str(reveal)!r}")
         positions = np.arange(length)
         times = reveal_times(seed, torch.arange(num_samples)[:, None], torch.from_numpy(positions)).numpy()
         self.models, self.num_samples, self.length = models, num_samples, length

@@ -1,4 +1,4 @@
-"""attention: bidirectional attention over packed sequences, rotary embedding included. Meaning, checks, dispatch."""
+"""attention: over packed sequences, both ways or by blocks, rotary embedding included. Meaning, checks, dispatch."""
 
 import torch
 from torch import Tensor
@@ -33,13 +33,15 @@ def attention(
     positions: Tensor | None = None,
     rope: tuple[Tensor, Tensor] | None = None,
     scale: float | None = None,
+    block: int | None = None,
     out: Tensor | None = None,
     impl: str | None = None,
 ) -> Tensor:
     """softmax(query keyᵀ · scale) value inside each sequence; every query sees all keys of its own sequence.
 
     Sequences lie back to back without padding, as in FlashAttention's variable-length form: sequence s has `lengths[s]`
-    keys and values and `row_counts[s]` queries, its own tokens or any of them.
+    keys and values and `row_counts[s]` queries, its own tokens or any of them. With `block` a query sees nothing behind
+    its own block of positions.
 
     query       [Q, H, D] fp32, bf16, fp16 or fp64, D contiguous; Q is the sum of row_counts
     key, value  [T, G, D] in the dtype of query, D contiguous; G divides H: consecutive query heads share one of them
@@ -49,6 +51,8 @@ def attention(
     rope        (cos, sin), fp32 [P, D / 2] by position: rotate queries and keys first, column i paired with i + D / 2
                 (rotate_half; Su et al., arXiv 2104.09864); every position is below P
     scale       None: 1 / sqrt(D)
+    block       None: all keys; n: the query at position p sees the keys at positions below (p // n + 1) * n, so that 1
+                is causal attention (block-causal: Arriola et al., arXiv 2503.09573)
     out         [Q, H, D] or [Q, H * D] in the dtype of query, to be written; None: a new tensor [Q, H, D]
     impl        "triton", "cpu", "sdpa", "reference", or None for the fastest that serves these arguments; on sm_90 that
                 is "sdpa" for some calls with D = 128, and `unmask info` says for which
@@ -91,6 +95,7 @@ def attention(
         cos,
         sin,
         scale,
+        _check_block(block, offsets.longest(lengths)),
         _check_out(out, query),
         impl,
     )
@@ -111,6 +116,7 @@ def _answer(
     cos: Tensor | None,
     sin: Tensor | None,
     scale: float,
+    block: int | None,
     out: Tensor,
     impl: str | None,
 ) -> None:
@@ -118,7 +124,8 @@ def _answer(
     tokens = offsets.join(lengths, starts, longest)
     rows = offsets.join(row_counts, row_starts, most_rows)
     rope = None if cos is None else (cos, sin)
-    call = AttentionCall(query, key, value, tokens, tokens if rows is None else rows, positions, rope, scale, out)
+    rows = tokens if rows is None else rows
+    call = AttentionCall(query, key, value, tokens, rows, positions, rope, scale, out, block)
     if query.device.type == "cpu":
         call = call.counted()
     _check_values(call)
@@ -142,12 +149,12 @@ def _check_values(call: AttentionCall) -> None:
         empty = [s for s, (n, rows) in enumerate(zip(lengths, row_counts, strict=True)) if rows and not n]
         if empty:
             raise ValueError(f"lengths must be positive where there are queries, got 0 for sequence {empty[0]}")
-    if call.rope is None:
+    if call.rope is None and call.block is None:
         return
-    num_positions = len(call.rope[0])
     longest = offsets.longest(lengths)
     if call.positions is None:
         longest = max(longest, offsets.longest(row_counts))
+    num_positions = longest if call.rope is None else len(call.rope[0])
     if longest > num_positions:
         raise ValueError(f"rope must have a row for each position, {longest}, got {num_positions}")
     if call.positions is not None and call.positions.device.type == "cpu":  # a GPU would have to be waited for
@@ -183,6 +190,12 @@ def _check_rope(rope: tuple[Tensor, Tensor] | None, query: Tensor) -> None:
         checks.check_tensor(f"rope's {name}", table, ("P", "D / 2"), (torch.float32,), query.device)
         if table.shape != rope[0].shape or table.shape[1] != query.shape[2] // 2:
             raise ValueError(f"rope's {name} must be [P, {query.shape[2] // 2}], got shape {list(table.shape)}")
+
+
+def _check_block(block: int | None, longest: int) -> int | None:
+    """No longer than it need be."""
+    block = checks.check_positive("block", block)
+    return None if block is None else min(block, max(1, longest))
 
 
 def _check_out(out: Tensor, query: Tensor) -> Tensor:

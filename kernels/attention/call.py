@@ -32,6 +32,7 @@ class AttentionCall:
     rope: tuple[Tensor, Tensor] | None
     scale: float
     out: Tensor  # [Q, H, D]
+    block: int | None = None
 
     @property
     def device(self) -> torch.device:
@@ -73,9 +74,23 @@ class AttentionCall:
         )
         if self.rope is None:
             return query, key, value
-        where = torch.arange(max(query.shape[1], key.shape[1]), device=key.device)
-        at = where[None, : query.shape[1]] if self.positions is None else self.positions[span.queries].view(n, -1)
-        return self._rotate(query, at), self._rotate(key, where[None, : key.shape[1]]), value
+        where = torch.arange(key.shape[1], device=key.device)[None]
+        return self._rotate(query, self._positions(span)), self._rotate(key, where), value
+
+    def visible(self, span: Span) -> Tensor | None:
+        """Which keys the queries of a span see, bool [n or 1, queries, keys]; None: every key."""
+        if self.block is None:
+            return None
+        num_keys = len(range(len(self.key))[span.keys]) // span.num_sequences
+        end = (self._positions(span) // self.block + 1) * self.block
+        return torch.arange(num_keys, device=self.device) < end[..., None]
+
+    def _positions(self, span: Span) -> Tensor:
+        """Where the queries of a span stand, [n or 1, queries]."""
+        if self.positions is not None:
+            return self.positions[span.queries].view(span.num_sequences, -1)
+        num_queries = len(range(len(self.query))[span.queries]) // span.num_sequences
+        return torch.arange(num_queries, device=self.device)[None]
 
     def _rotate(self, x: Tensor, positions: Tensor) -> Tensor:
         cos, sin = (table[positions].unsqueeze(2) for table in self.rope)

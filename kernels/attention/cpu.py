@@ -39,6 +39,7 @@ def on_isa(isa: str, call: AttentionCall) -> None:
         type=_DTYPES[call.query.dtype],
         shape=(call.query.shape[1], call.key.shape[1], call.query.shape[2]),
         scale=call.scale,
+        block=call.block or 0,
         lengths=call.lengths,
         row_counts=call.row_counts,
         cos=0 if cos is None else cos.data_ptr(),

@@ -3,6 +3,8 @@
 It waits for a GPU where sequences begin at offsets.
 """
 
+import math
+
 import torch
 
 from unmask.kernels.attention.call import AttentionCall
@@ -15,7 +17,10 @@ def attention(call: AttentionCall) -> None:
     for span in call.spans():
         out = call.out[span.queries].unflatten(0, (span.num_sequences, -1))
         query, key, value = (x.to(wide) for x in call.rotated(span))
+        visible = call.visible(span)
         for sequence in range(span.num_sequences):
             for head in range(query.shape[2]):
                 scores = query[sequence, :, head] @ key[sequence, :, head // share].T * call.scale
+                if visible is not None:
+                    scores.masked_fill_(~visible[sequence % len(visible)], -math.inf)
                 out[sequence, :, head] = (scores.softmax(dim=1) @ value[sequence, :, head // share]).to(out.dtype)

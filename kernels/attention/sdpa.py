@@ -20,5 +20,10 @@ def attention(call: AttentionCall) -> None:
     grouped = call.query.shape[1] != call.key.shape[1]
     for span in call.spans():
         query, key, value = (x.transpose(1, 2) for x in call.rotated(span))
-        result = F.scaled_dot_product_attention(query, key, value, scale=call.scale, enable_gqa=grouped)
+        causal = call.block == 1 and call.positions is None and query.shape[2] == key.shape[2]
+        visible = None if causal else call.visible(span)
+        mask = None if visible is None else visible[:, None]
+        result = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=causal, scale=call.scale, enable_gqa=grouped
+        )
         call.out[span.queries].unflatten(0, (span.num_sequences, -1)).copy_(result.transpose(1, 2))

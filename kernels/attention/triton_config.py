@@ -97,7 +97,7 @@ def defers_to_sdpa(call: AttentionCall) -> bool:
     lengths = call.lengths
     if any(isinstance(counts, Offsets) for counts in (lengths, call.row_counts)):
         return False  # sdpa does not serve what only the device knows
-    if lengths != call.row_counts or len(set(lengths)) > 1:
+    if call.block is not None or lengths != call.row_counts or len(set(lengths)) > 1:
         return False
     half = call.query.dtype in (torch.bfloat16, torch.float16)
     if not half or call.query.shape[2] != 128 or architecture(call.query.device) != "sm_90":

@@ -1,14 +1,14 @@
 """attention in Triton, after FlashAttention-2 (Dao, arXiv 2307.08691): scores stay in registers.
 
 A program has one tile of the queries that a sequence brings to a key head, its rows times the query heads that share
-the head, and passes over the sequence's keys once. It rotates its queries where it loads them. Keys are rotated by a
-pass before, which is cheaper than in every program that meets them, by this count for D = 64 on an H100. A score takes
-4 D operations of the tensor cores, 1/16 clock of a multiprocessor; one exp2 on 16 lanes, 1/16 clock; and maximum, fma,
-sum and rounding on 128 lanes, 1/32 clock. Rotating and rounding a key is 3.5 D operations of those lanes and loads 4 D
-bytes of cosines and sines beside 2 D of key: in programs of 128 queries 1.75 operations for every score, nearly half as
-many again. The pass moves 4 D bytes for every key, once: for 1024 tokens of 12 heads 3.1 MB, 0.75 us at 4.2 TB/s, where
-the products take 8 us at 390 TFLOP/s, and less beside them in longer sequences. Queries go through that pass as well
-where a program has no whole rows of them: in fp32, and where D is not a power of two.
+the head, and passes once over the sequence's keys that one of them sees. It rotates its queries where it loads them.
+Keys are rotated by a pass before, which is cheaper than in every program that meets them, by this count for D = 64 on
+an H100. A score takes 4 D operations of the tensor cores, 1/16 clock of a multiprocessor; one exp2 on 16 lanes, 1/16
+clock; and maximum, fma, sum and rounding on 128 lanes, 1/32 clock. Rotating and rounding a key is 3.5 D operations of
+those lanes and loads 4 D bytes of cosines and sines beside 2 D of key: in programs of 128 queries 1.75 operations for
+every score, nearly half as many again. The pass moves 4 D bytes for every key, once: for 1024 tokens of 12 heads 3.1
+MB, 0.75 us at 4.2 TB/s, where the products take 8 us at 390 TFLOP/s, and less beside them in longer sequences. Queries
+go through that pass as well where a program has no whole rows of them: in fp32, and where D is not a power of two.
 
 The bits of a query follow from its own sequence, the call's options and the tile, and the tile from triton_config:
 architecture, dtype, D, and whether the largest row count of the call, times the query heads that share a key head, is
@@ -28,6 +28,7 @@ from unmask.kernels.offsets import Offsets, device_offsets
 from unmask.kernels.triton_arithmetic import dot, exp2, rounded
 
 _NEVER = tl.constexpr(-float("inf"))
+_ALMOST_ZERO = 2.0**-126  # in place of a scale of 0, which would make NaN of -inf
 ROTATE = {"block_r": 16, "num_warps": 4, "enable_fp_fusion": False}
 
 
@@ -102,22 +103,22 @@ def _scores(query, place, real, key, key_row, first, length, dim: tl.constexpr, 
 
 
 @triton.jit
-def _step(state, query, place, real, factor, key, key_row, value, value_row, first, length, flip: tl.constexpr,
+def _step(state, query, place, real, factor, key, key_row, value, value_row, first, length, end, flip: tl.constexpr,
           dim: tl.constexpr, block_m: tl.constexpr, block_n: tl.constexpr, block_d: tl.constexpr,
           block_k: tl.constexpr, tail: tl.constexpr):  # fmt: skip
-    """The next keys: (largest scaled score so far, sum of shares, sum of shares times values)."""
+    """The next keys: (largest scaled score so far, sum of shares, sum of shares times values). In a tail some keys do
+    not exist, or a query does not see those from its `end` on."""
     top, mass, total = state
     scores = _scores(query, place, real, key, key_row, first, length, dim, block_m, block_n, block_k, tail)
-    exists = (first + tl.arange(0, block_n) < length)[None, :]
+    index = first + tl.arange(0, block_n)
+    seen = (index < length)[None, :] if end is None else index[None, :] < end[:, None]
     if flip:
         scores = -scores
     if tail:
-        scores = tl.where(exists, scores, _NEVER)
+        scores = tl.where(seen, scores, _NEVER)
     highest = tl.maximum(top, tl.max(scores, axis=1) * factor)
     base = tl.where(highest == _NEVER, 0.0, highest)  # -inf - -inf is NaN
     shares = exp2(tl.fma(scores, factor, -base[:, None]))
-    if tail:
-        shares = tl.where(exists, shares, 0.0)  # a factor of 0 made them NaN
     shrink = exp2(top - base)
     mass = tl.fma(mass, shrink, tl.sum(shares, axis=1))
     v = _load_rows(value, value_row, first, length, 0, dim, block_n, block_d, tail)
@@ -125,11 +126,21 @@ def _step(state, query, place, real, factor, key, key_row, value, value_row, fir
     return highest, mass, total
 
 
-@triton.jit(do_not_specialize=["tiles", "factor"])
+@triton.jit
+def _positions(positions, row, index, real):
+    """Of the queries `index` of a sequence, which are in these rows."""
+    if positions is None:
+        return index
+    else:
+        return tl.load(positions + row, mask=real, other=0)
+
+
+@triton.jit(do_not_specialize=["block", "tiles", "factor"])
 def attention_kernel(
     query, query_row, query_head, key, key_row, key_head, value, value_row, value_head, out, out_row, out_head,
-    starts, row_starts, positions, cos, sin, factor, tiles, flip: tl.constexpr, dim: tl.constexpr, share: tl.constexpr,
-    block_m: tl.constexpr, block_n: tl.constexpr, block_d: tl.constexpr, block_k: tl.constexpr,
+    starts, row_starts, positions, block, cos, sin, factor, tiles,
+    flip: tl.constexpr, dim: tl.constexpr, share: tl.constexpr, block_m: tl.constexpr, block_n: tl.constexpr,
+    block_d: tl.constexpr, block_k: tl.constexpr,
 ):  # fmt: skip
     """One tile of a sequence's queries to one key head. Neighbouring programs share sequence and head."""
     sequence, group = tl.program_id(0) // tiles, tl.program_id(1)
@@ -148,10 +159,7 @@ def attention_kernel(
         elif cos is None:
             q = tl.load(place[:, None] + column[None, :], mask=mask, other=0.0)
         else:
-            position = index // share
-            if positions is not None:
-                position = tl.load(positions + row, mask=real, other=0)
-            half_column = tl.arange(0, dim // 2)
+            position, half_column = _positions(positions, row, index // share, real), tl.arange(0, dim // 2)
             cosine, sine = _angles(cos, sin, position, half_column, real[:, None], dim // 2)
             halves = _rotated(place, half_column, real[:, None], cosine, sine, dim // 2, query.dtype.element_ty)
             q = tl.reshape(tl.permute(tl.join(*halves), (0, 2, 1)), (block_m, block_d))
@@ -162,15 +170,26 @@ def attention_kernel(
             tl.zeros((block_m,), tl.float32),
             tl.zeros((block_m, block_d), tl.float32),
         )
-        whole = length // block_n * block_n
+        end, all_see, one_sees = None, length, length  # keys before these
+        if block is not None:
+            position = _positions(positions, row, index // share, real)
+            end = tl.minimum((position // block + 1) * block, length).to(tl.int32)
+            all_see, one_sees = tl.min(tl.where(real, end, length)), tl.max(tl.where(real, end, 0))
+        whole = all_see // block_n * block_n
         for at in range(0, whole, block_n):
             state = _step(
-                state, q, place, real, factor, key, key_row, value, value_row, at, length,
+                state, q, place, real, factor, key, key_row, value, value_row, at, length, end,
                 flip, dim, block_m, block_n, block_d, block_k, False,
             )  # fmt: skip
-        if whole < length:
+        if block is not None:
+            for at in range(whole, one_sees, block_n):
+                state = _step(
+                    state, q, place, real, factor, key, key_row, value, value_row, at, length, end,
+                    flip, dim, block_m, block_n, block_d, block_k, True,
+                )  # fmt: skip
+        elif whole < length:
             state = _step(
-                state, q, place, real, factor, key, key_row, value, value_row, whole, length,
+                state, q, place, real, factor, key, key_row, value, value_row, whole, length, end,
                 flip, dim, block_m, block_n, block_d, block_k, True,
             )  # fmt: skip
         _, mass, total = state
@@ -195,8 +214,8 @@ def attention(call: AttentionCall) -> None:
     tiles = triton.cdiv(rows.longest * share, tile.block_m)
     attention_kernel[(tiles * (len(rows.starts) - 1), num_groups)](
         query, *query.stride()[:2], key, *key.stride()[:2], call.value, *call.value.stride()[:2],
-        call.out, *call.out.stride()[:2], tokens.starts, rows.starts, positions, cos, sin,
-        abs(call.scale) * math.log2(math.e), tiles, flip=call.scale < 0, dim=dim, share=share,
+        call.out, *call.out.stride()[:2], tokens.starts, rows.starts, positions, call.block, cos, sin,
+        abs(call.scale) * math.log2(math.e) or _ALMOST_ZERO, tiles, flip=call.scale < 0, dim=dim, share=share,
         block_m=tile.block_m, block_n=tile.block_n, block_d=block_d, block_k=block_k, **tile.options,
     )  # fmt: skip
 

@@ -49,7 +49,7 @@ def _product(
     hidden, weight, row_offsets, real, ids, hidden_column, weight_row, weight_column,
     dim: tl.constexpr, block_r: tl.constexpr, block_v: tl.constexpr, block_k: tl.constexpr,
 ):  # fmt: skip
-    """hidden . weight of one tile; `ids` name rows of weight that exist."""
+    """hidden . weight of one tile, in the dtype of hidden; `ids` name rows of weight that exist."""
     k = tl.arange(0, block_k)
     left = hidden + row_offsets[:, None] + k[None, :] * hidden_column
     right = weight + ids.to(tl.int64)[None, :] * weight_row + k[:, None] * weight_column
@@ -62,7 +62,7 @@ def _product(
             rest = k < dim - start
             h = tl.load(left + start * hidden_column, mask=real[:, None] & rest[None, :], other=0.0)
             w = tl.load(right + start * weight_column, mask=rest[:, None], other=0.0)
-        total = dot(h, w, total)
+        total = dot(h, w.to(h.dtype), total)
     return total
 
 

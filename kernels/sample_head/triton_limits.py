@@ -15,8 +15,10 @@ def refuses(call: HeadCall) -> str | None:
         return f"needs {needed.upper()} tensors, got {call.hidden.device}"
     if call.hidden.dtype not in _DTYPES:
         return f"needs hidden in float32, bfloat16 or float16, got {short(call.hidden.dtype)}"
-    if call.weight is not None and call.weight.dtype != call.hidden.dtype:
-        return f"needs weight in the dtype of hidden, {short(call.hidden.dtype)}, got {short(call.weight.dtype)}"
+    if call.weight is not None:
+        fitting = _DTYPES if call.hidden.dtype == torch.float32 else (call.hidden.dtype,)
+        if call.weight.dtype not in fitting:
+            return f"needs weight in {' or '.join(map(short, fitting))} for this hidden, got {short(call.weight.dtype)}"
     if call.offset is not None and call.offset.dtype == torch.float64:
         return "needs bias narrower than float64"
     return None
