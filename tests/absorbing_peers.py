@@ -42,9 +42,9 @@ class Backbone(nn.Module):
         return torch.stack(rows)[place]
 
 
-def random_backbone(seed=1, conditioned=False, sharpness=3.0, num_ids=IDS, hidden=32):
+def random_backbone(seed=1, conditioned=False, sharpness=3.0, num_ids=IDS, hidden=32, mlp_factor=2):
     """With this seed what is said of a position depends on the others: laws of different trajectories are far apart."""
-    state = published_forward.random_state(num_ids + 1, hidden, 2, 2 * hidden, HEADS, cond_dim=8, seed=seed)
+    state = published_forward.random_state(num_ids + 1, hidden, 2, mlp_factor * hidden, HEADS, cond_dim=8, seed=seed)
     state["output_layer.linear.weight"] *= sharpness
     return Backbone(state, conditioned).eval()
 
@@ -195,3 +195,13 @@ def goodness(tokens, law):
     expected = np.append(expected[:rare].sum(), expected[rare:])
     observed = np.append(observed[:rare].sum(), observed[rare:])
     return float(stats.chisquare(observed, expected * len(tokens) / expected.sum()).pvalue)
+
+
+def same_law(tokens, others, num_ids=IDS + 1):
+    """p of a χ² test that two sets of samples [S, L] have one law; rare outcomes are merged."""
+    shape = (num_ids,) * tokens.shape[1]
+    places = (np.ravel_multi_index(tuple(some.T.numpy()), shape) for some in (tokens, others))
+    counts = np.stack([np.bincount(some, minlength=np.prod(shape)) for some in places])
+    rare = counts.sum(0) < 10
+    table = np.column_stack([counts[:, ~rare], counts[:, rare].sum(1)])
+    return float(stats.chi2_contingency(table[:, table.sum(0) > 0]).pvalue)

@@ -34,7 +34,7 @@ class MDLM(nn.Module):
     def __init__(self, backbone, predictor="ancestral_cache", *, noise_removal="ancestral", p_nucleus=1.0, steps=3):
         super().__init__()
         self.backbone, self.noise = backbone, LogLinear()
-        self.mask_index, self.vocab_size, self.num_tokens = MASK, IDS + 1, LENGTH
+        self.mask_index, self.vocab_size, self.num_tokens, self.p_nucleus = MASK, IDS + 1, LENGTH, p_nucleus
         self.parameterization, self.sampler, self.time_conditioning = "subs", predictor, False
         self.config = SimpleNamespace(
             model=peers.model_config(backbone),
@@ -78,7 +78,7 @@ def every_warning():
     patching.warn_once.cache_clear()
 
 
-@pytest.mark.parametrize("predictor", duo.PREDICTORS)
+@pytest.mark.parametrize("predictor", ["ancestral", "ancestral_cache", "analytic"])
 def test_law_of_the_predictors(predictor, network, law):
     drawn = duo.generate_samples(MDLM(network, predictor), NUM, seed=1, max_batch=4096)
     assert goodness(drawn, trajectory_law(law, RATES)) > 1e-4
@@ -88,10 +88,21 @@ def test_law_of_the_predictors(predictor, network, law):
 @pytest.mark.parametrize("noise_removal", duo.LAST)
 def test_endings(noise_removal, compat, network, law):
     model = MDLM(network, noise_removal=noise_removal)
-    drawn = duo.generate_samples(model, NUM, None, 2, 0.7, seed=2, max_batch=4096, compat=compat)
+    drawn = duo.generate_samples(model, 2000, None, 2, 0.7, seed=2, max_batch=4096, compat=compat)
     rates = torch.linspace(1, 0.7, 3, dtype=torch.float64).numpy()
     # bf16 moves the laws a little.
     assert goodness(drawn, trajectory_law(law, rates, last=duo.LAST[noise_removal])) > (1e-6 if compat else 1e-4)
+
+
+def test_a_time_conditioned_network_is_told_when_it_ends():
+    network = peers.random_backbone(seed=4, conditioned=True)  # whose likeliest tokens depend on it
+    model = MDLM(network, "ancestral", noise_removal="greedy")
+    model.time_conditioning = True
+    drawn = duo.generate_samples(model, 1000, None, 2, 0.1, seed=7, max_batch=4096)
+    rates, law = torch.linspace(1, 0.1, 3, dtype=torch.float64).numpy(), laws_of(network, log_linear)
+    assert goodness(drawn, trajectory_law(law, rates, last="argmax")) > 1e-4
+    told_wrong = trajectory_law(lambda state, rate: law(state, 1.0 if rate == 0.1 else rate), rates, last="argmax")
+    assert goodness(drawn, told_wrong) < 1e-4
 
 
 def test_another_noise(network, law):
@@ -128,6 +139,26 @@ def test_a_nucleus(compat, network, law):
     assert goodness(drawn, trajectory_law(law, RATES)) > 1e-4
 
 
+@pytest.mark.parametrize("compat", [None, "duo"])
+def test_psi(compat, network, law):
+    """The published step: kappa of the posterior, 1 - kappa of x0 drawn whole and noised to the step's end."""
+    model, kappas = MDLM(network, "psi"), np.array([1.0, 0.6, 0.3, 1.0])
+    times = np.array([1.0, 0.7, 0.7, 0.2])  # a constant stretch, as its time profiles have
+    model._get_sampling_time_profile = lambda eps, num_steps: torch.tensor(times)
+    model._get_kappas = lambda timesteps: torch.tensor(kappas)
+    alpha, after = 1 - (1 - 1e-3) * times[:-1], 1 - (1 - 1e-3) * times[1:]
+    reveal = kappas[:3] * (after - alpha) / (1 - alpha) + (1 - kappas[:3]) * after
+    remask = (1 - kappas[:3]) * (1 - after)
+    options = {"seed": 6, "max_batch": 4096, "compat": compat}
+    if compat is None:
+        with pytest.warns(patching.SlowPathWarning, match="'psi' is not planned ahead"):
+            drawn = duo.generate_samples(model, NUM, None, 3, **options)
+    else:
+        drawn = duo.generate_samples(model, NUM, None, 3, **options)
+    expected = trajectory_law(law, times, reveal=reveal, remask=remask)
+    assert goodness(drawn, expected) > (1e-6 if compat else 1e-4)
+
+
 def test_another_network():
     foreign = peers.Foreign()
     with pytest.warns(patching.SlowPathWarning, match="a Foreign is not the published DiT"):
@@ -153,7 +184,7 @@ def test_patched_and_back(network):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sampler": "psi"}, "predictor must be one of ancestral, ancestral_cache, analytic, got 'psi'"),
+        ({"sampler": "ddpm"}, "predictor must be one of ancestral, ancestral_cache, analytic, psi, got 'ddpm'"),
         ({"mask_index": None}, "obj must be a model of the absorbing process, which has mask_index, got a MDLM"),
         ({"parameterization": "mean"}, "parameterization must be subs for .*'ancestral_cache', .*got 'mean'"),
         ({"parameterization": "mean", "sampler": "analytic"}, "parameterization must be subs or score .*got 'mean'"),

@@ -312,6 +312,8 @@ def test_rare_tokens_are_rarer_with_published_noise():
     uniforms = torch.arange(2**24, dtype=torch.float32) / 2**24
     exponential = mdlm.PUBLISHED.exponential(uniforms).sort().values
     assert exponential[0].item() == pytest.approx(6e-8, rel=0.01)
+    largest = torch.tensor(1 - 2**-53, dtype=torch.float64)
+    assert Arithmetic().exponential(largest).item() == pytest.approx(2**-53)
 
     def published(r):  # the token wins if r / its exponential exceeds 1 / the mask's
         lost = torch.searchsorted(exponential, (exponential / r).contiguous(), right=True)
@@ -322,6 +324,6 @@ def test_rare_tokens_are_rarer_with_published_noise():
         token = -torch.log1p(-(k + 0.5) / 2**32)
         return (-token / r).exp().sum().item() / 2**32 / (r / (1 + r))
 
-    for r, expected in ((1e-5, 0.997), (1e-6, 0.970), (3e-7, 0.903), (1e-7, 0.730), (3e-8, 0.314)):
+    for r, expected in ((1e-5, 0.997), (1e-6, 0.970), (3e-7, 0.903), (1e-7, 0.730), (3e-8, 0.314), (1e-8, 0.015)):
         assert published(r) == pytest.approx(expected, abs=0.01), r
         assert ours(r) == pytest.approx(1, abs=2e-3), r

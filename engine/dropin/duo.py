@@ -1,12 +1,13 @@
 """Duo's `generate_samples` for absorbing models (MDLM, SEDDAbsorb), github.com/s-sahoo/duo.
 
 Its predictors "ancestral", "ancestral_cache" and "analytic" have one law on the absorbing process, that of
-`unmask.Ancestral` on its time grid; what is left in the end is drawn, taken greedily or left, as config.sampling says.
-Sahoo et al. 2025, arXiv 2506.10892.
+`unmask.Ancestral` on its time grid; "psi" masks again with chances of its own, and is run step by step. What is left in
+the end is drawn, taken greedily or left, as config.sampling says. Sahoo et al. 2025, arXiv 2506.10892.
 """
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from unmask.dropin.absorbing import Options, Trajectory
 from unmask.dropin.backbones import Network, denoiser, setting
 from unmask.dropin.stepwise import Arithmetic, Stepwise, nucleus, probabilities
 
-PREDICTORS = "ancestral", "ancestral_cache", "analytic"
+PREDICTORS = "ancestral", "ancestral_cache", "analytic", "psi"
 LAST = {"ancestral": "draw", "greedy": "argmax", "none": "leave"}  # config.sampling.noise_removal
 PUBLISHED = Arithmetic(torch.bfloat16, torch.float64, torch.float64, bias=1e-10, competes=True)
 
@@ -64,7 +65,7 @@ def generate_samples(
     """Samples int64 [num_samples, num_tokens], on the device of the backbone.
 
     labels: must be None. num_steps: config.sampling.steps unless given. eps: the time at which the steps end.
-    Tokens are drawn from the nucleus of config.sampling.p_nucleus. Options are those of `Options`; compat="duo": log p
+    Tokens are drawn from the nucleus of `p_nucleus`. Options are those of `Options`; compat="duo": log p
     in bf16, noise of fp64 uniforms with their bias, in which the mask id competes.
     """
     options = Options("duo", **options)
@@ -96,20 +97,36 @@ def check(obj: Any, compat: str | None, labels: Tensor | None = None) -> None:
 
 def _run(obj: Any, num_samples: int, num_steps: int | None, eps: float, options: Options) -> Tensor:
     times = absorbing.linear_times(obj.config.sampling.steps if num_steps is None else num_steps, eps)
+    if obj.sampler == "psi":
+        times = obj._get_sampling_time_profile(eps, len(times) - 1).double().cpu()
     with torch.no_grad():
         chances = 1 - obj.noise(times)[1].double().cpu()
-    trajectory = Trajectory.ancestral((chances / chances[0]).numpy())
     network, last = network_of(obj, float(chances[0])), LAST[obj.config.sampling.noise_removal]
+    if obj.sampler == "psi":
+        trajectory = _psi(chances.numpy(), obj._get_kappas(times).double().cpu().numpy())
+    else:
+        trajectory = Trajectory.ancestral((chances / chances[0]).numpy())
     made, shape = denoiser(network, options.dtype), (num_samples, obj.num_tokens)
     template = absorbing.check_tokens("prior_sample", obj.prior_sample(*shape), shape, obj.vocab_size)
     template = template.to(network.device)
     # The analytic step reads scores and knows no nucleus.
-    top_p = 1.0 if obj.sampler == "analytic" else float(setting(obj.config, "sampling.p_nucleus", 1.0))
-    if options.compat is None:
+    top_p = 1.0 if obj.sampler == "analytic" else float(obj.p_nucleus)
+    if options.compat is None and trajectory.policy is not None:
         choose = Categorical(top_p=top_p)
         return absorbing.sample(made, template, trajectory, options, last=last, choose=choose)
-    law = nucleus(probabilities(obj.mask_index, PUBLISHED), top_p)
-    return Stepwise(made, law, PUBLISHED).sample(template, trajectory, options, last=last)
+    if options.compat is None:
+        patching.warn_once("the predictor 'psi' is not planned ahead: steps are taken one by one")
+    arithmetic = PUBLISHED if options.compat else Arithmetic()
+    law = nucleus(probabilities(obj.mask_index, arithmetic), top_p)
+    return Stepwise(made, law, arithmetic).sample(template, trajectory, options, last=last)
+
+
+def _psi(chances: np.ndarray, kappas: np.ndarray) -> Trajectory:
+    """Each step is the ancestral one with weight kappa; else everything is revealed, and masked again by the forward
+    process of the step's end. chances, kappas: float64 [N + 1], the mask chances at the times, and kappa."""
+    before, after, kappa = chances[:-1], chances[1:], kappas[:-1]
+    reveal = kappa * (before - after) / before + (1 - kappa) * (1 - after)
+    return Trajectory(chances / chances[0], reveal, (1 - kappa) * after, None)
 
 
 def network_of(obj: Any, most: float) -> Network:
