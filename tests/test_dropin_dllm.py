@@ -12,7 +12,7 @@ from published import EOS, MASK, TinyModel, module_of, prompts, silent
 
 from unmask import dropin
 from unmask.dropin.dllm import BaseSamplerOutput, MDLMSampler, MDLMSamplerConfig
-from unmask.dropin.plain import SlowPathWarning
+from unmask.dropin.patching import SlowPathWarning
 
 BOS = 1
 TOKENIZER = SimpleNamespace(mask_token_id=MASK, eos_token_id=EOS, bos_token_id=BOS)

@@ -13,7 +13,7 @@ from toys import random_dit
 from unmask import dropin
 from unmask.dropin import dream
 from unmask.dropin.dream import diffusion_generate
-from unmask.dropin.plain import SlowPathWarning
+from unmask.dropin.patching import SlowPathWarning
 
 ALGORITHMS = ["maskgit_plus", "topk_margin", "entropy"]
 SETTINGS = [

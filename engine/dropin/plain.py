@@ -12,13 +12,10 @@ from torch import Tensor
 
 from unmask.canvas import Canvas
 from unmask.denoiser import Batch, Denoiser
+from unmask.dropin.patching import SlowPathWarning
 from unmask.dropin.rule import Rule
 from unmask.kernels.logits import Logits
 from unmask.workspace import Workspace
-
-
-class SlowPathWarning(UserWarning):
-    """A call is served by a plain loop that stores all logits [B, T, V]."""
 
 
 def warn(reason: str) -> None:
