@@ -107,7 +107,8 @@ class MDLMSampler:
         """Rows of token ids with their mask ids filled, int64 [B, T]; shorter rows end in the end-of-text id.
 
         Blocks are cut from whole rows; `block_size` None is one block. All else as in `sample`; blocks that do not hold
-        equally many mask ids take the slow path as well.
+        equally many mask ids take the slow path as well. On the fast one a position that drew the mask id may still be
+        revealed in a later block.
         """
         options = MDLMSamplerConfig.of(config, options)
         canvas = self._canvas(self._rows(inputs, options))
