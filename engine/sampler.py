@@ -9,12 +9,13 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from unmask import memory
-from unmask.adaptive import Confidence, groups
-from unmask.adaptive_run import AdaptiveRun, AdaptiveSlots
+from unmask.adaptive import groups
+from unmask.adaptive_run import AdaptiveSlots
 from unmask.cached_run import CachedRun, CachedSlots
 from unmask.caching import Caching, KeyValues
 from unmask.calibration import Calibration
 from unmask.choose import Categorical
+from unmask.confidence_run import ConfidenceRun
 from unmask.constraints import Allow, Constraints
 from unmask.cost import Meter
 from unmask.denoiser import Denoiser, check_compatible
@@ -23,6 +24,7 @@ from unmask.plan import Plan
 from unmask.planner import Planner
 from unmask.progress import Progress
 from unmask.prompt import Prompt, Templates, check_count
+from unmask.remask_run import RemaskRun
 from unmask.reveal import Ancestral, Reveal
 from unmask.rounds import Rounds
 from unmask.run import Run, buffer_bytes, never_drawn
@@ -115,6 +117,7 @@ class Sampler:
         first = next(iter(self.models.values()))
         obstacles = {
             f"a planned policy, {self.reveal}": not self.adaptive,
+            f"a policy that masks again, {self.reveal}": self._remasks,
             "several models": len(self.models) > 1,
             f"{first.name!r}, which cannot keep keys and values": not first.cacheable,
             f"guidance={self.guidance}": self.guidance,
@@ -127,7 +130,11 @@ class Sampler:
     @property
     def adaptive(self) -> bool:
         """Whether the network decides which positions are revealed."""
-        return isinstance(self._policy, Confidence)
+        return getattr(self._policy, "adaptive", False)
+
+    @property
+    def _remasks(self) -> bool:
+        return getattr(self._policy, "remasks", False)
 
     def _parse_schedule(self, schedule: str | Schedule | None) -> Schedule:
         names = tuple(self.models)
@@ -272,8 +279,10 @@ class Sampler:
         memory.check(device, self.max_batch, lambda max_batch: self._buffer_bytes(limits(max_batch)))
         timeline = self._timeline(requests, length, seed, num_samples, constraints)
         kind, options = Run, {}
-        if self.adaptive:
-            kind, options = AdaptiveRun, {"policy": self._policy, "stop_id": getattr(self.reveal, "stop_id", None)}
+        if self.adaptive and self._remasks:
+            kind, options = RemaskRun, {"policy": self._policy}
+        elif self.adaptive:
+            kind, options = ConfidenceRun, {"policy": self._policy, "stop_id": getattr(self.reveal, "stop_id", None)}
         if self.caching is not None:
             kind, options = CachedRun, {**options, "caching": self.caching}
         return kind(
