@@ -79,7 +79,7 @@ class PlainLlama(nn.Module):
 
     def _rotated(self, x: Tensor) -> Tensor:
         """[B, L, H, D] -> [B, H, L, D]."""
-        cos, sin = (table[: x.shape[1], None] for table in self.rope)
+        cos, sin = (table[: x.shape[1], None].to(x.device) for table in self.rope)
         first, second = x.float().chunk(2, dim=-1)
         return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x.dtype).transpose(1, 2)
 
