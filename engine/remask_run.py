@@ -77,7 +77,7 @@ class RemaskRun(AdaptiveRun):
         """bool [T]: revealed in steps from int64 [B] `first` on, and not given."""
         step = torch.empty_like(packed.tokens, dtype=torch.int32)
         self._slots.gather(bucket, inputs, out=step, source=self._slots.reveal_step)
-        return ~packed.masked & (step >= packed.spread(first)) & (step >= 0)
+        return ~packed.masked & (step >= packed.spread(first))
 
     def _weights(self, bucket: AdaptiveBucket, inputs: AdaptiveInputs, packed: Packed) -> Tensor:
         """int64 [T]: exp(-p), p the probability that the token had when it was drawn."""
