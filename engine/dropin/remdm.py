@@ -62,9 +62,7 @@ def _sample(self: Any, num_steps: int | None = None, eps: float = 1e-5, **option
     "forward-backward" take the slow path, with one warning. compat="remdm": log p in bf16, noise of fp64 uniforms with
     their bias, in which the mask id competes, the published nucleus, and the likeliest tokens in the end.
     """
-    options = Options("remdm", **options)
-    check(self, options.compat)
-    return _run(self, num_steps, eps, options)
+    return _run(self, num_steps, eps, Options("remdm", **options))
 
 
 def check(obj: Any, compat: str | None) -> None:
@@ -82,6 +80,7 @@ def _sampler(obj: Any) -> str:
 
 
 def _run(obj: Any, num_steps: int | None, eps: float, options: Options) -> Tensor:
+    check(obj, options.compat)
     num_steps = obj.config.sampling.steps if num_steps is None else num_steps
     times = absorbing.linear_times(num_steps, eps)
     chances = mdlm.mask_chances(obj, times)
