@@ -165,6 +165,16 @@ def test_another_network_is_served_with_one_warning(conditioned):
     assert goodness(drawn, trajectory_law(law, RATES)) > 1e-4
 
 
+@pytest.mark.filterwarnings("ignore:a Foreign is not")
+def test_dropout_takes_no_part():
+    foreign = peers.Foreign()
+    foreign.dropout = nn.Dropout(0.99)
+    forward = foreign.forward
+    foreign.forward = lambda tokens, sigma: foreign.dropout(forward(tokens, sigma))
+    drawn = [mdlm._sample(Diffusion(foreign.train(mode), batch=64), seed=0) for mode in (True, False)]
+    assert torch.equal(*drawn)
+
+
 def test_another_network_with_the_same_tensors_is_noticed(network):
     class Causal(peers.Backbone):
         def forward(self, tokens, sigma):

@@ -69,7 +69,7 @@ class Stepwise:
 
     @torch.no_grad()
     def sample(self, template: Tensor, trajectory: Trajectory, options: Options, *, last: str) -> Tensor:
-        """Tokens int64 [B, L]; last: see `absorbing.LAST`."""
+        """Tokens int64 [B, L]; last: as for `absorbing.sample`."""
         run = _Run(self, template, options)
         for rate, reveal, remask in zip(trajectory.rates, trajectory.reveal, trajectory.remask, strict=False):
             run.call_hook()
