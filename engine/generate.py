@@ -79,7 +79,7 @@ def generate(
     ...     alg="low_confidence", block_length=16, temperature=0, return_dict_in_generate=True,
     ... )  # fmt: skip
     >>> output.sequences.shape, output.text[0][:19]
-    (torch.Size([2, 36]), 'My fellow Americans')
+    (torch.Size([2, 37]), 'My fellow Americans')
 
     model: a denoiser, a live torch module (see `wrap`), a bundled name, a folder or a hub id (see `load`).
     inputs or input_ids: token ids [B, P], lists of ids, or text, one or several; in text `<mask:12>` is a gap of 12
