@@ -138,7 +138,7 @@ def _canvas(
 ) -> Canvas:
     """The inputs with `num_new` mask ids after each."""
     if isinstance(inputs, Tensor):
-        tokens = check_ids("inputs", inputs)
+        tokens = check_ids("inputs", inputs).to(denoiser.device)
         valid = valid_of(attention_mask, tokens, left=num_new > 0)
     else:
         if attention_mask is not None:

@@ -244,7 +244,9 @@ def test_counts_of_stochastic_transfer_are_binomial():
             "max_length must be more than the 5 tokens of the longest",
         ),
         ({"inputs": []}, ValueError, "inputs must hold at least one row of token ids, got none"),
-        ({"suppress_tokens": [99]}, ValueError, "99"),
+        ({"suppress_tokens": [99]}, ValueError, "suppressed ids must be from 0 to 22, got 99"),
+        ({"begin_suppress_tokens": [-1]}, ValueError, "suppressed ids must be from 0 to 22, got -1"),
+        ({"temperature": -1.0}, ValueError, "temperature must"),
     ],
 )
 def test_bad_input_is_told(options, error, words):
