@@ -20,7 +20,7 @@ from unmask.kernels.checks import NonFiniteLogits
 from unmask.live import wrap
 from unmask.measure import calibrate
 from unmask.plan import Plan
-from unmask.remask import Remask
+from unmask.remask import Remask, RemaskConfidence
 from unmask.reveal import Ancestral, Blocks, FirstHitting, Fixed, Order
 from unmask.sampler import Sampler
 from unmask.samples import Sample, Samples
@@ -45,6 +45,7 @@ __all__ = [
     "Order",
     "Plan",
     "Remask",
+    "RemaskConfidence",
     "Sample",
     "Sampler",
     "Samples",

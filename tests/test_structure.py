@@ -118,6 +118,7 @@ def test_public_names():
         "Order",
         "Plan",
         "Remask",
+        "RemaskConfidence",
         "Sample",
         "Sampler",
         "Samples",
