@@ -10,6 +10,7 @@ import torch
 from enumerated import confident, law_after, p_value, softmax
 from published import EOS, MASK, TinyModel, module_of, prompts, silent
 
+import unmask
 from unmask import dropin
 from unmask.dropin.dllm import BaseSamplerOutput, MDLMSampler, MDLMSamplerConfig
 from unmask.dropin.patching import SlowPathWarning
@@ -144,6 +145,13 @@ def test_an_empty_prompt_begins_the_text_where_logits_are_shifted():
     assert torch.equal(ours, expected(model, [[BOS], [4, 5]], options)[-1])
 
 
+def test_a_model_may_be_named():
+    mask_id = unmask.load("sotu-light").spec.mask_id
+    light = SimpleNamespace(mask_token_id=mask_id, eos_token_id=0, bos_token_id=0)
+    tokens = MDLMSampler("sotu-light", light).sample([[5, 6], [7]], max_new_tokens=4, steps=2)
+    assert tokens.shape == (2, 6) and not (tokens == mask_id).any()
+
+
 def holed(*holes, length=10, seed=0):
     row = prompts(length, seed=seed)
     row[list(holes)] = MASK
@@ -236,7 +244,9 @@ def test_counts_of_stochastic_transfer_are_binomial():
             "max_length must be more than the 5 tokens of the longest",
         ),
         ({"inputs": []}, ValueError, "inputs must hold at least one row of token ids, got none"),
-        ({"suppress_tokens": [99]}, ValueError, "99"),
+        ({"suppress_tokens": [99]}, ValueError, "suppressed ids must be from 0 to 22, got 99"),
+        ({"begin_suppress_tokens": [-1]}, ValueError, "suppressed ids must be from 0 to 22, got -1"),
+        ({"temperature": -1.0}, ValueError, "temperature must"),
     ],
 )
 def test_bad_input_is_told(options, error, words):
