@@ -11,6 +11,7 @@ from unmask.models.llama import Shape, tensor_shapes
 from unmask.models.rope import rope_tables
 
 EPS = 1e-6
+SHARPNESS = 8  # of the head: laws as sure as a trained network's, so that rounding seldom decides between positions
 
 
 class Published(NamedTuple):
@@ -36,7 +37,8 @@ class PlainLlama(nn.Module):
         generator, self.weights = torch.Generator().manual_seed(seed), nn.ParameterDict()
         for name, size in tensor_shapes(shape).items():
             noise = torch.randn(size, generator=generator)
-            value = 1 + 0.1 * noise if len(size) == 1 else noise * (1 if "embed" in name else size[1] ** -0.5)
+            scale = 1 if "embed" in name else (SHARPNESS if "lm_head" in name else 1) * size[1] ** -0.5
+            value = 1 + 0.1 * noise if len(size) == 1 else scale * noise
             self.weights[name.replace(".", "/")] = nn.Parameter(value, requires_grad=False)
         self.rope = rope_tables(shape.head_dim, max_length)
         self.eval()
