@@ -102,7 +102,6 @@ class Sampler:
         tokenizer = next((tokenizer for tokenizer in tokenizers if tokenizer is not None), None)
         max_length = min(model.spec.max_length for model in self.models.values())
         self._templates = Templates(first.spec, tokenizer, max_length)
-        self._planner = Planner(self.reveal, self.schedule, list(self.models), self.mask_id, self.choose.draw_mask)
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -112,6 +111,10 @@ class Sampler:
     @property
     def mask_id(self) -> int:
         return self._templates.mask_id
+
+    @property
+    def _planner(self) -> Planner:
+        return Planner(self.reveal, self.schedule, list(self.models), self.mask_id, self.choose.draw_mask)
 
     def _check_caching(self) -> None:
         first = next(iter(self.models.values()))
