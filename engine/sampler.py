@@ -264,8 +264,9 @@ class Sampler:
         """All templates of a run that ends, each known to suit the reveal policy and the schedule."""
         check_count("num_samples", num_samples)
         requests = list(self._templates.requests(num_samples, length, prompt, suffix))
+        planner = self._planner
         for template, _ in requests:
-            self._planner.check(template)
+            planner.check(template)
         return requests
 
     def _run(
@@ -334,4 +335,5 @@ class Sampler:
         return Limits(max_batch, max_resident, max_length)
 
     def _num_masked(self, requests: list[tuple[np.ndarray, int]]) -> int:
-        return sum(len(self._planner.masked(template)) * count for template, count in requests)
+        planner = self._planner
+        return sum(len(planner.masked(template)) * count for template, count in requests)
