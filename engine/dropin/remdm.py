@@ -85,7 +85,8 @@ def _run(obj: Any, num_steps: int | None, eps: float, options: Options) -> Tenso
     times = absorbing.linear_times(num_steps, eps)
     chances = mdlm.mask_chances(obj, times)
     trajectory = _trajectory(obj, num_steps, eps, (chances / chances[0]).numpy())
-    made, template = denoiser(mdlm.network_of(obj, float(chances[0])), options.dtype), mdlm.prior(obj)
+    network = mdlm.network_of(obj, float(chances[0]))
+    made, template = denoiser(network, options.dtype), mdlm.prior(obj).to(network.device)
     last = mdlm.last_of(obj, options)
     top_p = float(setting(obj.config, "sampling.nucleus_p", 1.0)) if obj.sampler == "ddpm_cache" else 1.0
     if options.compat is None and trajectory.policy is not None:
