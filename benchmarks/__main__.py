@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: run | compare | peers."""
+"""`python -m benchmarks`: run | compare | peers | greedy."""
 
 import sys
 from importlib import import_module
@@ -7,6 +7,7 @@ COMMANDS = {
     "run": ("benchmarks.run", "time operators and their implementations beside peers and this machine's ceilings"),
     "compare": ("benchmarks.compare", "hold the results of two runs against each other"),
     "peers": ("benchmarks.end_to_end", "time whole sampling runs beside other samplers"),
+    "greedy": ("benchmarks.greedy", "time LLaDA's generate beside its drop-in, and kept keys and values"),
 }
 USAGE = "\n".join(
     ["usage: python -m benchmarks COMMAND …, each with --help", ""]

@@ -15,11 +15,12 @@ from unmask.caching import Caching
 from unmask.checkpoints import load, load_all
 from unmask.choose import Categorical
 from unmask.denoiser import Batch, Denoiser, DenoiserSpec, Head, LogitsDenoiser
+from unmask.generate import generate
 from unmask.kernels.checks import NonFiniteLogits
 from unmask.live import wrap
 from unmask.measure import calibrate
 from unmask.plan import Plan
-from unmask.remask import Remask
+from unmask.remask import Remask, RemaskConfidence
 from unmask.reveal import Ancestral, Blocks, FirstHitting, Fixed, Order
 from unmask.sampler import Sampler
 from unmask.samples import Sample, Samples
@@ -44,11 +45,13 @@ __all__ = [
     "Order",
     "Plan",
     "Remask",
+    "RemaskConfidence",
     "Sample",
     "Sampler",
     "Samples",
     "Schedule",
     "calibrate",
+    "generate",
     "kernels",
     "load",
     "load_all",

@@ -150,8 +150,8 @@ class Trajectory(NamedTuple):
 
     step: int32 [K], their numbers; a step that reveals nothing is left out. end: int32 [K], where the window ends, -1
     where the device knows. count: int32 [K], how many to reveal, at most where what is drawn may stay masked, -1 where
-    scores decide. num_rows: int32 [K], how many candidates there are at most. group_start, group_end: int32 [n], the
-    window of each masked position.
+    scores or chance decide. num_rows: int32 [K], how many candidates there are at most. group_start, group_end:
+    int32 [n], the window of each masked position.
     """
 
     step: np.ndarray
@@ -162,7 +162,7 @@ class Trajectory(NamedTuple):
     group_end: np.ndarray
 
 
-def groups(policy: object, num_masked: int) -> tuple[Confidence, list[tuple[int, int]]]:
+def groups(policy: object, num_masked: int) -> tuple[object, list[tuple[int, int]]]:
     """The policy inside `Blocks`, and the ranks [start, stop) of the masked positions of each window."""
     length = getattr(policy, "length", num_masked)
     inner = getattr(policy, "policy", policy)
@@ -170,7 +170,7 @@ def groups(policy: object, num_masked: int) -> tuple[Confidence, list[tuple[int,
 
 
 def trajectory(policy: object, positions: np.ndarray, *, draw_mask: bool = False) -> Trajectory:
-    """The steps of `policy`, a `Confidence` or `Blocks` of one, over the masked positions int64 [n], ascending.
+    """The steps of `policy`, an adaptive one or `Blocks` of one, over the masked positions int64 [n], ascending.
 
     draw_mask: what is revealed may stay masked, so a step may find, and with `eps` reveal, more than otherwise.
     """
@@ -180,8 +180,10 @@ def trajectory(policy: object, positions: np.ndarray, *, draw_mask: bool = False
         end, size = int(positions[stop - 1]) + 1, stop - start
         counts = inner.counts(size)
         if counts is None:
-            steps += [(offset + k, -1, -1, size) for k in range(size)]
-            offset += size
+            # What is masked again keeps its window.
+            known = end if getattr(inner, "remasks", False) else -1
+            steps += [(offset + k, known, -1, size) for k in range(inner.num_steps(size))]
+            offset += inner.num_steps(size)
             continue
         left = np.full_like(counts, stop) if draw_mask else size - np.append(0, counts.cumsum()[:-1])
         if draw_mask and inner.eps is not None:

@@ -1,13 +1,14 @@
-"""The loop of adaptive policies with keys and values kept between the steps of a window."""
+"""The loop of `Confidence` with keys and values kept between the steps of a window."""
 
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from unmask.adaptive_run import AdaptiveBucket, AdaptiveInputs, AdaptiveRun, AdaptiveSlots
+from unmask.adaptive_run import AdaptiveBucket, AdaptiveInputs, AdaptiveSlots
 from unmask.caching import Caching, Context, KeyValues
 from unmask.candidates import Candidates, Packed
+from unmask.confidence_run import ConfidenceRun
 from unmask.denoiser import Batch
 from unmask.graphs import Exact
 from unmask.rounds import Round
@@ -33,9 +34,9 @@ class CachedSlots(AdaptiveSlots):
             self.window.index_fill_(0, slots, 0)
 
 
-class CachedRun(AdaptiveRun):
-    """One run with `caching`; other arguments as of `AdaptiveRun`. The host waits for a GPU in each tick: which tokens
-    a call computes depends on which window a sequence is in."""
+class CachedRun(ConfidenceRun):
+    """One run with `caching`; other arguments as of `ConfidenceRun`. The host waits for a GPU in each tick: which
+    tokens a call computes depends on which window a sequence is in."""
 
     slots_type = CachedSlots
 
@@ -52,11 +53,11 @@ class CachedRun(AdaptiveRun):
         self._key_values = None
 
     def _batch_of(
-        self, bucket: AdaptiveBucket, inputs: AdaptiveInputs, packed: Packed, ends: Tensor, found: Candidates
+        self, bucket: AdaptiveBucket, inputs: AdaptiveInputs, packed: Packed, found: Candidates, mask_rate: Tensor
     ) -> Batch:
-        batch = super()._batch_of(bucket, inputs, packed, ends, found)
+        batch = super()._batch_of(bucket, inputs, packed, found, mask_rate)
         lengths = torch.tensor(bucket.lengths, device=self._device)
-        begins, stops = self._computed(inputs, packed, ends, lengths)
+        begins, stops = self._computed(inputs, packed, self._ends(packed, inputs), lengths)
         computed = (packed.position >= begins[packed.owner]) & (packed.position < stops[packed.owner])
         index = computed.nonzero().squeeze(1)
         around = inputs.slots[packed.owner] * self._slots.length + packed.position

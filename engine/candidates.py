@@ -1,4 +1,4 @@
-"""Candidates of a step: the masked positions of each sequence's window, and which of them are revealed. On the device.
+"""Candidates of a step: masked positions of each sequence's window, and which of them are revealed. On the device.
 
 Nothing here waits for a device where `places` is given: shapes follow from the host's integers, and what is unused is
 marked. Without it, on a CPU, the shapes are exact.
@@ -52,12 +52,25 @@ class Packed:
 
     def before(self, ends: Tensor) -> Tensor:
         """bool [T]: positions below int64 [B] ends of their sequence."""
-        return self.position < torch.cat((ends, ends[:1]))[self.owner]
+        return self.position < self.spread(ends)
+
+    def spread(self, values: Tensor) -> Tensor:
+        """[T]: of values [B] that of each place's sequence; any where unused."""
+        return torch.cat((values, values[:1]))[self.owner]
+
+    def only(self, chosen: Tensor) -> "Packed":
+        """The sequences int64 [C] alone, ascending. Waits for a GPU."""
+        among = torch.zeros(self.num_sequences + 1, dtype=torch.bool, device=chosen.device)
+        here = among.index_fill_(0, chosen, True)[self.owner]
+        lengths = self.starts.diff()[chosen]
+        owner = torch.arange(len(chosen), device=chosen.device).repeat_interleave(lengths)
+        starts = torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
+        return Packed(self.tokens[here], starts, owner, self.position[here], self.masked[here])
 
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """The masked positions before `ends` of B sequences: R rows, ascending.
+    """The positions of B sequences that a step draws for: R rows, ascending.
 
     rows: int64 [R], places in the tokens. position, owner, rank: int64 [R], in its sequence, of which sequence (B where
     unused), and which of its candidates. num: int64 [B]. row_counts: of each sequence, for a `Batch`.
@@ -72,10 +85,9 @@ class Candidates:
     longest: int
 
     @classmethod
-    def of(cls, packed: Packed, ends: Tensor, places: int | None, longest: int) -> "Candidates":
-        """ends: int64 [B]. places: rows to make room for; None counts them, which waits for a GPU. longest: no sequence
-        has more candidates, where places are given."""
-        wanted = packed.masked & packed.before(ends)
+    def of(cls, packed: Packed, wanted: Tensor, places: int | None, longest: int) -> "Candidates":
+        """wanted: bool [T], which. places: rows to make room for; None counts them, which waits for a GPU. longest: no
+        sequence has more candidates, where places are given."""
         num = packed.per_sequence(wanted)
         row_starts = torch.nn.functional.pad(num.cumsum(0), (1, 0))
         if places is None:

@@ -26,6 +26,10 @@ class Canvas:
         """bool [B, T]"""
         return self.valid & (self.tokens == self.mask_id)
 
+    def repeat(self, times: int) -> "Canvas":
+        """Each row so many times, next to each other."""
+        return Canvas(self.tokens.repeat_interleave(times, 0), self.valid.repeat_interleave(times, 0), self.mask_id)
+
     def sample(self, sampler: Sampler, seed: int) -> "Filled":
         """Every masked position sampled. Row i is sample i of the run, counted among the rows that hold mask ids."""
         tokens, steps = self.tokens.clone(), torch.full_like(self.tokens, -1)

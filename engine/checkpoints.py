@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -24,13 +23,10 @@ from unmask.files import publish
 from unmask.layouts import Stored, check, describe, read_files, read_json
 from unmask.models.dit import DiT
 from unmask.pickles import CheckpointError
+from unmask.places import locate
 from unmask.shards import Renamed
 from unmask.workspace import Workspace
 
-ASSETS = Path(__file__).parent / "assets"
-# What is fetched of a hub folder: pickled weights only if there are no others.
-HUB_FILES = "config.json", "tokenizer.json", "model.safetensors*", "model-*-of-*.safetensors"
-HUB_PICKLES = "pytorch_model.bin*", "pytorch_model-*-of-*.bin"
 BLOCK_TOKENS, BLOCK_FLOPS = 1024, 20 * 10**9  # of the call that is timed to choose a dtype
 
 
@@ -126,7 +122,7 @@ def load_all(
     product that reads them, it has a copy of one matrix: queries, keys and values of its last block.
     """
     dtype = parse(dtype) or faster_dtype(sources.values(), device=device).dtype
-    folders = {name: _find(source) for name, source in sources.items()}
+    folders = {name: locate(source) for name, source in sources.items()}
     bodies = {name: folder for name, folder in folders.items() if not early_exit.is_exit(folder)}
     options = {"dtype": dtype, "device": device, "tokenizer": tokenizer}
     models = {name: load(sources[name], **options) for name in bodies}
@@ -189,7 +185,7 @@ def read(
 
 def find(source: str | os.PathLike[str]) -> Stored:
     """What the files of a checkpoint hold, an early exit's with those of its body."""
-    return _whole(read_files(_find(source)))
+    return _whole(read_files(locate(source)))
 
 
 def examine(stored: Stored, tokenizer: Tokenizer | None, name: str | None, mask_id: int | None) -> Checkpoint:
@@ -253,7 +249,7 @@ def save_exit(
 
     `config` is that of a model with as many blocks as are read; `tensors` are at least the exit's own norm and head.
     """
-    folder, found = Path(folder), _find(body)
+    folder, found = Path(folder), locate(body)
     own = {name: tensors[name] for name in early_exit.OWN}
     return _write(folder, early_exit.describe(body, found, folder, config), own, tokenizer, dtype)
 
@@ -293,45 +289,10 @@ def read_tokenizer(file: str | os.PathLike[str]) -> Tokenizer:
         raise CheckpointError(f"{file}: not a tokenizer.json: {error}") from error
 
 
-def bundled() -> list[str]:
-    """Names of the models that come with the package."""
-    return sorted(path.parent.name for path in ASSETS.glob("*/config.json"))
-
-
-def _find(source: str | os.PathLike[str]) -> Path:
-    text = os.fspath(source)
-    if text in bundled():
-        return ASSETS / text
-    if Path(text).exists():
-        return Path(text)
-    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", text):
-        return _download(text)
-    raise CheckpointError(
-        f"no checkpoint {text!r}: it is neither a bundled model ({', '.join(bundled()) or 'there are none'}), nor a "
-        "file or folder, nor a hub id like 'kuleshov-group/mdlm-owt'"
-    )
-
-
-def _download(hub_id: str) -> Path:
-    from huggingface_hub import errors, snapshot_download  # half a second, and only needed here
-
-    try:
-        folder = Path(snapshot_download(hub_id, allow_patterns=list(HUB_FILES)))
-        if not any(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(hub_id, allow_patterns=[*HUB_FILES, *HUB_PICKLES]))
-        return folder
-    except errors.RepositoryNotFoundError as error:
-        raise CheckpointError(f"{hub_id!r} is neither a folder nor a public model on the Hugging Face hub") from error
-    except (OSError, errors.HFValidationError) as error:
-        raise CheckpointError(
-            f"{hub_id!r} is not a folder, and it cannot be had from the Hugging Face hub: {error}"
-        ) from error
-
-
 def _body(folder: Path, config: Mapping[str, Any]) -> Path:
     """Where the body of the early exit in `folder` is."""
     try:
-        return _find(early_exit.body_of(folder, config))
+        return locate(early_exit.body_of(folder, config))
     except CheckpointError as error:
         raise CheckpointError(f"{folder} is an early exit of another checkpoint: {error}") from error
 

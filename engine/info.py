@@ -8,9 +8,10 @@ from importlib.metadata import version
 
 import torch
 
-from unmask.checkpoints import bundled, load
+from unmask.checkpoints import load
 from unmask.kernels.dispatch import explain
 from unmask.measure import cpu_model
+from unmask.places import bundled
 
 
 def collect() -> dict:

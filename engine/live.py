@@ -83,6 +83,7 @@ def _trunk(
     name: str,
 ) -> Denoiser:
     """This library's trunk with the module's weights."""
+    device = _device(module)
     if dtype is None:
         dtype = next((weight.dtype for weight in module.parameters()), torch.float32)
         if dtype not in DTYPES:
@@ -92,7 +93,7 @@ def _trunk(
     state, kept = _state_of(module), _made.setdefault(module, {})
     if key not in kept or kept[key][0] != state:
         stored = Stored(Path(name), strip(module.state_dict()), config)
-        options = {"dtype": dtype, "device": _device(module), "tokenizer": tokenizer, "mask_id": mask_id}
+        options = {"dtype": dtype, "device": device, "tokenizer": tokenizer, "mask_id": mask_id}
         for other in [other for other, (earlier, _) in kept.items() if earlier != state]:
             del kept[other]
         kept[key] = state, build(stored, **options, name=name, share=True)
@@ -160,4 +161,4 @@ def _tokenizer(given: Any) -> tuple[Tokenizer | str | os.PathLike[str] | None, i
             "tokenizer must be a tokenizers.Tokenizer, a file, or a fast tokenizer of transformers, "
             f"got {type(given).__name__}"
         )
-    return backend, given.mask_token_id
+    return backend, getattr(given, "mask_token_id", None)

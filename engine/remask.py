@@ -32,7 +32,7 @@ def sigma_max(grid: np.ndarray) -> np.ndarray:
 
     grid: float64 [N + 1], falling times. Result: float64 [N], 1 where nothing is revealed yet.
     In ReMDM-conf step k masks the revealed position i again with probability sigma_max[k] * softmax(-p)_i, the softmax
-    over the revealed positions, p_i the probability that its token had when it was drawn.
+    over the revealed positions, p_i the probability that its token had when it was drawn (`RemaskConfidence`).
     """
     alpha, share_masked = 1 - grid[:-1], grid[1:]
     return np.minimum(1.0, np.divide(share_masked, alpha, out=np.ones_like(alpha), where=alpha > 0))
@@ -205,6 +205,54 @@ class _Stays(NamedTuple):
         return low, low < stop
 
 
+@dataclass(frozen=True)
+class RemaskConfidence:
+    """ReMDM-conf: remasking that looks at tokens, those first that were unlikely when they were drawn.
+
+    In each of N steps every masked position is revealed with the chance of the plain chain, independently, and every
+    one that was revealed before, not given, is masked again with probability eta_i sigma_max: sigma_max the largest
+    that the grid allows, eta = softmax(-p) over these positions of the sequence, p_i the probability that the token of
+    position i had when it was drawn, in the law that it was drawn from. So a step masks one of them again at most, in
+    the mean. What is still masked where the grid ends is drawn from the model's law in a last step, number N; the
+    published sampler takes the likeliest token there. In `Blocks`, all of this concerns the positions of the block.
+
+    Which positions are masked again depends on tokens, so there is no plan; but on a CPU no network call is made for a
+    sequence in a step that reveals nothing in it. On a GPU, which the host does not wait for, each step costs a call,
+    and the head at as many rows as were masked at first. A time-conditioned denoiser is told the time of the grid.
+
+    steps: the number N of steps, 1 to a million. eps: the end of the grid, between 0 and 1.
+    """
+
+    steps: int
+    eps: float = EPS
+
+    adaptive: ClassVar[bool] = True
+    remasks: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "steps", checked_steps(self.steps))
+        object.__setattr__(self, "eps", _checked_share("eps", self.eps, closed=False))
+
+    def __str__(self) -> str:
+        return f"remask:{self.steps}:conf" + (f":eps={self.eps!r}" if self.eps != EPS else "")
+
+    @cached_property
+    def grid(self) -> np.ndarray:
+        """float64 [N + 1], the times of the steps, the last one's included."""
+        return time_grid(self.steps, self.eps)
+
+    @cached_property
+    def chances(self) -> np.ndarray:
+        """float64 [2, N + 1]: the probability of each step to reveal a masked position, and sigma_max."""
+        return np.stack((np.append(reveal_chance(self.grid, 0.0), 1.0), np.append(sigma_max(self.grid), 0.0)))
+
+    def counts(self, num_masked: int) -> None:
+        """None: chance decides how many positions a step reveals."""
+
+    def num_steps(self, num_masked: int) -> int:
+        return self.steps + 1
+
+
 def _checked_share(name: str, number: float, closed: bool) -> float:
     inside = "from 0 to 1" if closed else "between 0 and 1"
     try:
@@ -216,8 +264,13 @@ def _checked_share(name: str, number: float, closed: bool) -> float:
     return value
 
 
-def _parse(parts: list[str]) -> Remask | None:
+def _parse(parts: list[str]) -> Remask | RemaskConfidence | None:
     match parts:
+        case [steps, "conf"]:
+            return RemaskConfidence(int(steps))
+        case [steps, "conf", number]:
+            name, _, value = number.partition("=")
+            return RemaskConfidence(int(steps), float(value)) if name == "eps" else None
         case [steps]:
             return Remask(int(steps))
         case [steps, schedule]:
@@ -229,4 +282,4 @@ def _parse(parts: list[str]) -> Remask | None:
     return None
 
 
-register("remask", _parse, "remask:STEPS", "remask:STEPS:cap|rescale|loop", "remask:STEPS:SCHEDULE:eta=NUMBER,...")
+register("remask", _parse, "remask:STEPS", "remask:STEPS:cap|rescale|loop|conf", "remask:STEPS:SCHEDULE:eta=NUMBER,...")

@@ -237,7 +237,7 @@ class Blocks:
         (one whose `adaptive` is true) is but kept here, for the loop that runs it.
     length: masked positions of a group, at least 1.
     stop_id: once this token stands in a finished group, no further group begins; None: all do. Only of adaptive
-        policies: a plan is made before any token is known.
+        policies that mask nothing again: a plan is made before any token is known.
     """
 
     policy: Reveal
@@ -253,8 +253,9 @@ class Blocks:
         if self.stop_id is None:
             return
         object.__setattr__(self, "stop_id", checked_whole("stop_id", self.stop_id, least=0))
-        if not self.adaptive:
-            raise ValueError(f"stop_id must be None for the planned policy {str(self.policy)!r}, got {self.stop_id}")
+        if not self.adaptive or self.remasks:
+            kind = "planned policy" if not self.adaptive else "remasking policy"
+            raise ValueError(f"stop_id must be None for the {kind} {str(self.policy)!r}, got {self.stop_id}")
 
     def __str__(self) -> str:
         stop = "" if self.stop_id is None else f"stop:{self.stop_id}:"

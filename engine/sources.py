@@ -3,8 +3,8 @@
 import copy
 import os
 from dataclasses import replace
+from typing import Any
 
-from tokenizers import Tokenizer
 from torch import nn
 
 from unmask.checkpoints import load
@@ -20,13 +20,13 @@ def denoiser_of(
     mask_id: int | None = None,
     *,
     shift: bool | None = None,
-    tokenizer: Tokenizer | str | os.PathLike[str] | None = None,
+    tokenizer: Any = None,
 ) -> Denoiser:
     """A denoiser as it is, a live module wrapped (see `unmask.wrap`), or one loaded (see `unmask.load`).
 
     mask_id: what the caller says it is; None leaves it to the model. shift: whether row i - 1 predicts position i,
-    where the caller decides that and not the model (see `DenoiserSpec`); None leaves it to the model.
-    Raises ValueError where the model's mask id is another one, or its rows cannot be shifted.
+    where the caller decides that and not the model (see `DenoiserSpec`); None leaves it to the model. tokenizer: see
+    `unmask.wrap`. Raises ValueError where the model's mask id is another one, or its rows cannot be shifted.
     """
     if isinstance(model, nn.Module) and not isinstance(model, Denoiser):
         model = wrap(model, mask_id=mask_id, tokenizer=tokenizer)
@@ -36,7 +36,9 @@ def denoiser_of(
                 "model must be a torch module, a denoiser, a bundled name, a folder or a hub id, "
                 f"got {type(model).__name__}"
             )
-        model = load(model, tokenizer=tokenizer)
+        model = load(model, mask_id=mask_id, tokenizer=getattr(tokenizer, "backend_tokenizer", tokenizer))
+    elif tokenizer is not None:
+        raise ValueError(f"tokenizer must be left out with a denoiser, got one with {model.name!r}")
     spec = model.spec
     if mask_id is not None and mask_id != spec.mask_id:
         raise ValueError(f"mask_id must be that of the model {model.name!r}, {spec.mask_id}, got {mask_id}")

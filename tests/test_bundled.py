@@ -5,7 +5,7 @@ import json
 import pytest
 
 import unmask
-from unmask.checkpoints import ASSETS, bundled
+from unmask.places import ASSETS, bundled
 from unmask.training.corpus import END_OF_TEXT, MASK
 
 PAIR = ("sotu-heavy", "sotu-light")

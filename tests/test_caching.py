@@ -51,7 +51,7 @@ def test_learned_positions_are_those_in_the_sequence():
     assert torch.equal(plain.tokens, kept.tokens)
 
 
-@pytest.mark.parametrize("kind", ["llada", "dream", "sdar"])
+@pytest.mark.parametrize("kind", ["llada", "dream", "qwen3"])
 @pytest.mark.parametrize("cache", ["prefix", "dual"])
 @pytest.mark.parametrize("refresh", [None, 2])
 def test_the_loop_says_what_it_is(kind, cache, refresh):
@@ -122,6 +122,9 @@ def network(model, tokens, part, kept):
         keys[part], values[part] = rotate(key), value
         group = num_heads // num_kv_heads
         scores = torch.einsum("qhd,khd->hqk", rotate(query), keys.repeat_interleave(group, 1)) / head_dim**0.5
+        if model.style.block is not None:
+            ends = (torch.tensor(part) // model.style.block + 1) * model.style.block
+            scores = scores.masked_fill(torch.arange(len(tokens)) >= ends[:, None], -torch.inf)
         attended = torch.einsum("hqk,khd->qhd", scores.softmax(-1), values.repeat_interleave(group, 1)).flatten(1)
         weight, bias = dense(block.out)
         x = x + attended @ weight.T + bias

@@ -15,7 +15,7 @@ from huggingface_hub import errors as hub_errors
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 
-from unmask import checkpoints
+from unmask import checkpoints, places
 from unmask.checkpoints import CheckpointError
 from unmask.denoiser import Batch
 from unmask.layouts import Stored
@@ -185,7 +185,7 @@ def test_lightning_checkpoint_without_average(tmp_path, omegaconf):
 
 
 def test_bundled_models_come_first(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints, "ASSETS", tmp_path)
+    monkeypatch.setattr(places, "ASSETS", tmp_path)
     checkpoints.save(tmp_path / "small-one", UNMASK, state_of("unmask"))
     assert checkpoints.load("small-one").name == "small-one"
     with pytest.raises(CheckpointError, match=r"no checkpoint 'other': .*bundled model \(small-one\)"):

@@ -7,12 +7,14 @@ import pytest
 import torch
 from enumerated import anywhere, confident, law_after, p_value, softmax
 from published import MASK, VOCAB, TinyModel, module_of, prompts, silent
+from test_llama import make
 from toys import random_dit
 
 from unmask import dropin
 from unmask.canvas import Canvas
 from unmask.dropin import llada
-from unmask.dropin.plain import SlowPathWarning, whole_logits
+from unmask.dropin.patching import SlowPathWarning
+from unmask.dropin.plain import whole_logits
 
 SETTINGS = [  # steps, gen_length, block_length, cfg_scale
     (16, 16, 16, 0.0),
@@ -25,24 +27,24 @@ SETTINGS = [  # steps, gen_length, block_length, cfg_scale
 
 
 @torch.no_grad()
-def published(model, prompt, steps, gen_length, block_length, cfg_scale=0.0, never=(), doubted=()):
+def published(model, prompt, steps, gen_length, block_length, cfg_scale=0.0, never=(), doubted=(), mask_id=MASK):
     """The greedy loop, one row and one position at a time."""
     rows = []
     for row in prompt.tolist():
-        x, given = row + [MASK] * gen_length, len(row)
+        x, given = row + [mask_id] * gen_length, len(row)
         steps_left = steps * block_length // gen_length
         for end in range(given + block_length, len(x) + 1, block_length):
             for step in range(steps_left):
                 count = block_length // steps_left + (step < block_length % steps_left)
                 logits = model(torch.tensor([x])).logits[0].clone()
                 if cfg_scale:
-                    blind = model(torch.tensor([[MASK] * given + x[given:]])).logits[0]
+                    blind = model(torch.tensor([[mask_id] * given + x[given:]])).logits[0]
                     logits = blind + (cfg_scale + 1) * (logits - blind)
                 logits[:, list(never)] = -math.inf
                 drawn = logits.argmax(-1).tolist()
                 logits[:, list(doubted)] = -math.inf
                 law = logits.softmax(-1)
-                masked = [place for place in range(end) if x[place] == MASK]
+                masked = [place for place in range(end) if x[place] == mask_id]
                 masked.sort(key=lambda place: -law[place, drawn[place]])
                 for place in masked[:count]:
                     x[place] = drawn[place]
@@ -60,17 +62,25 @@ def test_greedy_tokens_are_those_of_the_published_loop(setting, seed):
     assert torch.equal(ours, published(model, prompt, *setting))
 
 
-def test_a_denoiser_is_taken_as_it_is():
-    denoiser = random_dit("dit", 2, vocab_size=VOCAB, length=32)
+def trunk():
+    _, model = make("llada")
+    model.head.weight.mul_(4)
+    return model
+
+
+@pytest.mark.parametrize("denoiser", [random_dit("dit", 2, vocab_size=VOCAB, length=32), trunk()], ids=["dit", "llama"])
+def test_a_denoiser_is_taken_as_it_is(denoiser):
+    mask_id = denoiser.spec.mask_id
 
     def model(tokens):
-        canvas = Canvas(tokens, torch.ones_like(tokens, dtype=torch.bool), MASK)
+        canvas = Canvas(tokens, torch.ones_like(tokens, dtype=torch.bool), mask_id)
         return SimpleNamespace(logits=whole_logits(denoiser, canvas))
 
     prompt = prompts(2, 5)
     for steps, cfg_scale in ((16, 0.0), (8, 1.2)):
-        ours = llada.generate(denoiser, prompt, None, steps, 16, 8, 0.0, cfg_scale, mask_id=MASK)
-        assert torch.equal(ours, published(model, prompt, steps, 16, 8, cfg_scale))
+        ours = llada.generate(denoiser, prompt, None, steps, 16, 8, 0.0, cfg_scale, mask_id=mask_id)
+        assert torch.equal(ours, published(model, prompt, steps, 16, 8, cfg_scale, mask_id=mask_id))
+        assert len(ours[:, 5:].unique()) > 4
 
 
 def test_padding_on_the_left_is_not_seen():

@@ -241,6 +241,7 @@ PLAIN_LLAMA = SIZES | {"model_type": "llama", "mask_token_id": 9}
         (PLAIN_LLAMA | {"rms_norm_eps": "small"}, "rms_norm_eps in the configuration must be a number, got 'small'"),
         (PLAIN_LLAMA | {"rope_scaling": {"type": "yarn"}}, "rope_scaling must be one of default, linear, llama3; got"),
         (PLAIN_LLAMA | {"rope_scaling": {"rope_type": "llama3", "factor": 2}}, "lacks low_freq_factor, high_freq_fac"),
+        (PLAIN_LLAMA | {"rope_parameters": {"full_attention": {}}}, "one rotary embedding, got full_attention"),
         (PLAIN_LLAMA | {"partial_rotary_factor": 0.5}, "partial_rotary_factor must be one of 1.0; got 0.5"),
         (PLAIN_LLAMA | {"quantization_config": {"bits": 4}}, "must not be quantised, got a quantization_config"),
         (SIZES | {"model_type": "sdar", "mask_token_id": 9}, "configuration lacks block_size"),

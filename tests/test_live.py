@@ -209,6 +209,60 @@ def test_errors():
         unmask.wrap(type("Silent", (nn.Module,), {"forward": lambda self, tokens: None})(), mask_id=1)
 
 
+# Masked language models
+
+
+class Body(nn.Module):
+    """States that depend on the whole sequence and the position, in a tuple as bodies of transformers give them."""
+
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(VOCAB, 16)
+
+    def forward(self, tokens):
+        states = self.words(tokens) + torch.arange(tokens.shape[1])[:, None] / 10
+        return (states + states.mean(1, keepdim=True),)
+
+
+class ToyMaskedLM(nn.Module):
+    """A body and a head under the names of a family."""
+
+    def __init__(self, family):
+        super().__init__()
+        self.config = Config(model_type=family, max_position_embeddings=40, pad_token_id=1, mask_token_id=4)
+        body, dense, norm, decoder = Body(), nn.Linear(16, 16), nn.LayerNorm(16), nn.Linear(16, VOCAB)
+        transform = nn.Sequential(dense, nn.GELU(), norm)
+        if family == "bert":
+            self.bert, self.cls = body, nn.Module()
+            self.cls.predictions = nn.Module()
+            self.cls.predictions.transform, self.cls.predictions.decoder = transform, decoder
+        elif family == "modernbert":
+            self.model, self.head, self.decoder = body, transform, decoder
+        else:
+            self.roberta, self.lm_head = body, nn.Module()
+            self.lm_head.dense, self.lm_head.layer_norm, self.lm_head.decoder = dense, norm, decoder
+        self.whole = lambda tokens: decoder(transform(body(tokens)[0]))
+
+    def forward(self, tokens):
+        return SimpleNamespace(logits=self.whole(tokens))
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "camembert", "modernbert"])
+def test_a_masked_language_model_is_split_from_its_head(family):
+    module = ToyMaskedLM(family).eval()
+    denoiser, rows = unmask.wrap(module), []
+    assert isinstance(denoiser, MaskedLM) and denoiser.spec.mask_id == 4
+    transform = denoiser.parts.transform
+    denoiser.parts = denoiser.parts._replace(transform=lambda states: rows.append(len(states)) or transform(states))
+    batch = make_batch(VOCAB)
+    asked = LogitsDenoiser(lambda tokens: module(tokens).logits, denoiser.spec)
+    torch.testing.assert_close(rows_of(denoiser, batch), rows_of(asked, batch), atol=1e-5, rtol=0)
+    assert rows == [len(batch.rows)]
+    with pytest.raises(ValueError, match=r"at most (38|40) tokens, got 41"):
+        rows_of(denoiser, Batch(torch.zeros(41).long(), (41,), torch.tensor([0]), (1,), torch.ones(1)))
+    assert denoiser.flops(10, 2).head == 2 * 2 * 16 * (16 + VOCAB)
+
+
 # Masked language models of transformers
 
 

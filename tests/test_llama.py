@@ -7,6 +7,7 @@ import llama_reference as reference
 import numpy as np
 import pytest
 import torch
+from test_calibration import KNOWN
 
 from unmask import Ancestral, Sampler
 from unmask.denoiser import Batch, DenoiserSpec
@@ -223,6 +224,12 @@ def test_its_work_is_what_a_call_does(monkeypatch):
     assert said == done
     alone = [model.flops(*shape) for shape in zip(batch.lengths, batch.row_counts, strict=True)]
     assert model.work(load).flops == alone[0] + alone[1] + alone[2]
+
+
+def test_its_runs_are_predicted():
+    _, model = make("sdar")
+    plan = Sampler(model, reveal=Ancestral(4)).plan(3, 16, calibration=KNOWN)
+    assert plan.seconds.of("body") > 0 and plan.cost.total.attention > 0
 
 
 # Weights

@@ -413,7 +413,7 @@ def test_spellings():
     ("text", "message"),
     [
         ("remask", r"got 'remask'$"),
-        ("remask:8:conf", r'schedule must be "cap", "rescale", "loop", got \'conf\''),
+        ("remask:8:bold", r'schedule must be "cap", "rescale", "loop", got \'bold\''),
         ("remask:8:cap:eta", r"got 'remask:8:cap:eta'"),
         ("remask:8:cap:steps=3", r"got 'remask:8:cap:steps=3'$"),
         ("remask:0:cap", r"steps must lie between"),
@@ -422,7 +422,7 @@ def test_spellings():
 def test_parse_errors(text, message):
     with pytest.raises(ValueError, match=message) as error:
         parse(text)
-    assert '"remask:STEPS:cap|rescale|loop"' in str(error.value)
+    assert '"remask:STEPS:cap|rescale|loop|conf"' in str(error.value)
 
 
 @pytest.mark.parametrize(

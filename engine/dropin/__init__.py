@@ -23,6 +23,7 @@ PEERS = {  # module: what `patch` takes of it, in words; the first that fits ser
     "duo": "Duo's model (generate_samples, _ancestral_update)",
     "mdlm": "MDLM's Diffusion (_sample, _ddpm_caching_update)",
     "sedd": "SEDD's module `sampling` (get_pc_sampler, get_sampling_fn)",
+    "fast_dllm": "Fast-dLLM's module with generate_with_dual_cache",
     "llada": "LLaDA's module with generate",
     "dream": "a model of Dream's with diffusion_generate",
     "dllm": "dllm's MDLMSampler",

@@ -12,6 +12,13 @@ from unmask.sampler import Sampler
 REMASKING = {"low_confidence": "probability", "random": "random"}
 
 
+def score_of(remasking: str) -> dict[str, Any]:
+    """What a `Confidence` is told of how LLaDA scores positions."""
+    if remasking not in REMASKING:
+        raise ValueError(f"remasking must be one of {', '.join(REMASKING)}, got {remasking!r}")
+    return {"score": REMASKING[remasking], "untempered": remasking == "low_confidence"}
+
+
 @dataclass(frozen=True)
 class Rule:
     """remasking: what keeps its token, "low_confidence" what is most probable, "random" any. suppress: ids that are
@@ -27,20 +34,29 @@ class Rule:
     kept: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.remasking not in REMASKING:
-            raise ValueError(f"remasking must be one of {', '.join(REMASKING)}, got {self.remasking!r}")
+        score_of(self.remasking)
+        Categorical(self.temperature)  # its checks
+        if self.guidance < 0:
+            raise ValueError(f"guidance must be 0 or above, got {self.guidance}")
+
+    def check(self, vocab_size: int) -> None:
+        """Raises ValueError for an id that the model does not have."""
+        if unknown := [one for one in (*self.suppress, *self.doubted) if not 0 <= one < vocab_size]:
+            raise ValueError(f"suppressed ids must be from 0 to {vocab_size - 1}, got {unknown[0]}")
 
     def sampler(
         self, denoiser: Denoiser, length: int, max_batch: int, policy: type[Confidence] = Confidence, **counts: Any
     ) -> Sampler:
         """Its sampler, over blocks of `length` masked positions. counts: how many a step reveals, as of `policy`."""
+        self.check(denoiser.spec.vocab_size)
         if self.kept and self.guidance:
             raise ValueError(f"kept must be empty with guidance, got {self.kept}")
-        if self.remasking == "low_confidence":
-            counts |= {"untempered": True, "doubted": self.doubted}
+        score = score_of(self.remasking)
+        if score["untempered"]:
+            score["doubted"] = self.doubted
         return Sampler(
             denoiser,
-            reveal=Blocks(policy(REMASKING[self.remasking], **counts), length),
+            reveal=Blocks(policy(**score, **counts), length),
             choose=Categorical(self.temperature, suppress=self.suppress, draw_mask=True),
             guidance=self.guidance,
             max_batch=max_batch,

@@ -57,7 +57,8 @@ def need_mask_id(stored: Stored, tokenizer: Tokenizer | None, vocab_size: int) -
     if found is None:
         raise CheckpointError(
             f"{stored.path}: no mask id: the configuration has no mask_token_id, the tokenizer none of "
-            f"{', '.join(MASK_TOKENS)}; give the id that stands for masked tokens as mask_id=, below {vocab_size}"
+            f"{', '.join(MASK_TOKENS)}; give the id that stands for masked tokens as mask_id=, below {vocab_size}, or "
+            "write it into the configuration (unmask convert --mask-id, or --add-mask)"
         )
     return found
 

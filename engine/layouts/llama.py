@@ -118,6 +118,9 @@ def _rope(stored: Stored) -> dict[str, Any]:
     """`rope_parameters` as transformers 5 writes it, or rope_theta and `rope_scaling`."""
     config = stored.config
     given = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    by_layer = [key for key, value in given.items() if isinstance(value, dict)]
+    if by_layer:
+        raise CheckpointError(f"{stored.path}: all layers must have one rotary embedding, got {', '.join(by_layer)}")
     kind = given.get("rope_type", given.get("type", "default"))
     must(stored, "the kind of rope_scaling", kind, "default", "linear", "llama3")
     partial = given.get("partial_rotary_factor", config.get("partial_rotary_factor"))

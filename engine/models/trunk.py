@@ -122,7 +122,7 @@ class Trunk(Denoiser):
 
     @property
     def cacheable(self) -> bool:
-        return self.style.block is None
+        return True
 
     @torch.no_grad()
     def hidden(self, batch: Batch, workspace: Workspace) -> Tensor:

@@ -193,7 +193,7 @@ def _check_rope(rope: tuple[Tensor, Tensor] | None, query: Tensor) -> None:
 
 
 def _check_block(block: int | None, longest: int) -> int | None:
-    """No longer than it need be."""
+    """An integer that the kernels can hold: a block of the longest sequence hides as little as a longer one."""
     block = checks.check_positive("block", block)
     return None if block is None else min(block, max(1, longest))
 
