@@ -303,6 +303,8 @@ def test_a_fingerprint_is_of_every_weight(network):
         assert backbones._fingerprint(state) != before
         tensor.view(-1)[0] = kept
     assert backbones._fingerprint(state) == before
+    others = [torch.zeros(0), torch.tensor([True]), torch.tensor(3), torch.ones(2, 3, dtype=torch.bfloat16).T]
+    assert len(backbones._fingerprint(dict(enumerate(others)))) == 3 and backbones._fingerprint({}) == ()
 
 
 # --- published arithmetic ---------------------------------------------------------------------------------------------

@@ -81,7 +81,6 @@ def test_mdlm_with_averaged_weights():
         assert same_law(averaged, diffusion.restore_model_and_sample(2)) > 1e-4
 
 
-@pytest.mark.filterwarnings("ignore:the sampler 'remdm-conf'")
 def test_remdm_with_confidence():
     diffusion, _ = peers.diffusion(*REMDM)
     diffusion.config.loader.eval_batch_size = NUM

@@ -125,12 +125,15 @@ def confident(law, last):
     return result
 
 
-@pytest.mark.filterwarnings("ignore:the sampler 'remdm-conf'")
 @pytest.mark.parametrize("compat", [None, "remdm"])
-def test_confident_remasking(compat, network, law):
-    drawn = remdm._sample(Diffusion(network, "remdm-conf"), None, EPS, seed=7, max_batch=4096, compat=compat)
-    assert goodness(drawn, confident(law, "argmax" if compat else "draw")) > (1e-6 if compat else 1e-4)
-    assert goodness(drawn, expected(law, "remdm-rescale", eta=1 / LENGTH)) < 1e-6  # equal shares
+@pytest.mark.parametrize("noise_removal", [True, False])
+def test_confident_remasking(noise_removal, compat, network, law):
+    diffusion = Diffusion(network, "remdm-conf")
+    diffusion.config.sampling.noise_removal = noise_removal
+    drawn = remdm._sample(diffusion, None, EPS, seed=7, max_batch=4096, compat=compat)
+    last = "leave" if not noise_removal else "argmax" if compat else "draw"
+    assert goodness(drawn, confident(law, last)) > (1e-6 if compat else 1e-4)
+    assert goodness(drawn, expected(law, "remdm-rescale", last, eta=1 / LENGTH)) < 1e-6  # equal shares
 
 
 def test_without_noise_removal_masks_are_left(network, law):

@@ -45,7 +45,7 @@ class Network:
 
     @property
     def device(self) -> torch.device:
-        return next(self.backbone.parameters()).device
+        return next((parameter.device for parameter in self.backbone.parameters()), torch.device("cpu"))
 
     def sigma(self, mask_rate: Tensor) -> Tensor:
         """The total noise at which this share of what time 1 masks is masked."""
@@ -106,7 +106,8 @@ def _build(network: Network, state: Mapping[str, Tensor], dtype: torch.dtype) ->
 
 def _fingerprint(state: Mapping[str, Tensor]) -> tuple[int, ...]:
     """Changes with any weight. Version counters do not: averaged weights are swapped in through `parameter.data`."""
-    return tuple(torch.stack([torch.hash_tensor(tensor).view(torch.int64) for tensor in state.values()]).tolist())
+    hashes = [torch.hash_tensor(tensor).view(torch.int64) for tensor in state.values() if tensor.numel()]
+    return tuple(torch.stack(hashes).tolist()) if hashes else ()
 
 
 @torch.no_grad()

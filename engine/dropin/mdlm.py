@@ -83,7 +83,8 @@ def _run(obj: Any, num_steps: int | None, eps: float, options: Options) -> Tenso
     check(obj, options.compat)
     times = absorbing.linear_times(obj.config.sampling.steps if num_steps is None else num_steps, eps)
     chances = mask_chances(obj, times)
-    made, template = denoiser(network_of(obj, float(chances[0])), options.dtype), prior(obj)
+    network = network_of(obj, float(chances[0]))
+    made, template = denoiser(network, options.dtype), prior(obj).to(network.device)
     trajectory, last = Trajectory.ancestral((chances / chances[0]).numpy()), last_of(obj, options)
     if options.compat is None:
         return absorbing.sample(made, template, trajectory, options, last=last)
@@ -106,8 +107,7 @@ def mask_chances(obj: Any, times: Tensor) -> Tensor:
 def prior(obj: Any) -> Tensor:
     """Where sampling begins, int64 [B, L]; a `_sample_prior` of one's own may give tokens."""
     shape = int(obj.config.loader.eval_batch_size), int(obj.config.model.length)
-    begin = absorbing.check_tokens("_sample_prior", obj._sample_prior(*shape), shape, obj.vocab_size)
-    return begin.to(next(obj.backbone.parameters()).device)
+    return absorbing.check_tokens("_sample_prior", obj._sample_prior(*shape), shape, obj.vocab_size)
 
 
 def network_of(obj: Any, most: float) -> Network:

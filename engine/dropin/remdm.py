@@ -2,8 +2,8 @@
 
 Which positions are masked again does not depend on tokens in the samplers remdm-cap, remdm-rescale and remdm-loop:
 they are planned ahead by `unmask.Remask`. In remdm-conf it depends on the probabilities that tokens were drawn with,
-and steps are taken one by one. As in the published code config.sampling.sampler and nucleus_p count for the predictor
-"ddpm_cache" alone; "ddpm" and "analytic" are those of `unmask.dropin.mdlm`.
+which is `unmask.RemaskConfidence`. As in the published code config.sampling.sampler and nucleus_p count for the
+predictor "ddpm_cache" alone; "ddpm" and "analytic" are those of `unmask.dropin.mdlm`.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from unmask.dropin import absorbing, mdlm, patching
 from unmask.dropin.absorbing import Options, Trajectory
 from unmask.dropin.backbones import denoiser, setting
 from unmask.dropin.stepwise import Arithmetic, Stepwise, nucleus, probabilities
-from unmask.remask import Remask, reveal_chance, sigma_max, time_grid
+from unmask.remask import Remask, RemaskConfidence, time_grid
 
 SCHEDULES = {"remdm-cap": "cap", "remdm-rescale": "rescale", "remdm-loop": "loop"}
 SAMPLERS = "mdlm", *SCHEDULES, "forward-backward", "remdm-conf"
@@ -58,9 +58,9 @@ def _sample(self: Any, num_steps: int | None = None, eps: float = 1e-5, **option
     """Samples int64 [config.loader.eval_batch_size, config.model.length], on the device of the backbone.
 
     Arguments are those of `unmask.dropin.mdlm._sample`. With nucleus_p below 1 tokens are drawn from the fewest of the
-    likeliest that hold this mass; the published code leaves out the last of them. The samplers "remdm-conf" and
-    "forward-backward" take the slow path, with one warning. compat="remdm": log p in bf16, noise of fp64 uniforms with
-    their bias, in which the mask id competes, the published nucleus, and the likeliest tokens in the end.
+    likeliest that hold this mass; the published code leaves out the last of them. The sampler "forward-backward" takes
+    the slow path, with one warning. compat="remdm": log p in bf16, noise of fp64 uniforms with their bias, in which the
+    mask id competes, the published nucleus, and the likeliest tokens in the end.
     """
     return _run(self, num_steps, eps, Options("remdm", **options))
 
@@ -85,7 +85,8 @@ def _run(obj: Any, num_steps: int | None, eps: float, options: Options) -> Tenso
     times = absorbing.linear_times(num_steps, eps)
     chances = mdlm.mask_chances(obj, times)
     trajectory = _trajectory(obj, num_steps, eps, (chances / chances[0]).numpy())
-    made, template = denoiser(mdlm.network_of(obj, float(chances[0])), options.dtype), mdlm.prior(obj)
+    network = mdlm.network_of(obj, float(chances[0]))
+    made, template = denoiser(network, options.dtype), mdlm.prior(obj).to(network.device)
     last = mdlm.last_of(obj, options)
     top_p = float(setting(obj.config, "sampling.nucleus_p", 1.0)) if obj.sampler == "ddpm_cache" else 1.0
     if options.compat is None and trajectory.policy is not None:
@@ -112,10 +113,10 @@ def _trajectory(obj: Any, num_steps: int, eps: float, rates: np.ndarray) -> Traj
     if sampler == "forward-backward":
         return _forward_backward(times)
     if sampler == "remdm-conf":
-        return Trajectory(times, reveal_chance(times, 0.0), sigma_max(times), None)
-    names = ("eta", "t_on", "t_off", "alpha_on") if sampler == "remdm-loop" else ("eta",)
-    numbers = {name: setting(sampling, name) for name in names}
-    policy = Remask(num_steps, SCHEDULES[sampler], eps=eps, **numbers)
+        policy = RemaskConfidence(num_steps, eps)
+    else:
+        names = ("eta", "t_on", "t_off", "alpha_on") if sampler == "remdm-loop" else ("eta",)
+        policy = Remask(num_steps, SCHEDULES[sampler], eps=eps, **{name: setting(sampling, name) for name in names})
     reveal, remask = policy.chances[:, :num_steps]
     return Trajectory(times, reveal, remask, policy)
 
