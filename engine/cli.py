@@ -18,6 +18,9 @@ from unmask.page import command as report
 from unmask.profile import command as profile
 from unmask.progress import Progress, Unmasking
 from unmask.request import (
+    BeginSuppress,
+    CachingText,
+    Guidance,
     Length,
     MaxBatch,
     NumSamples,
@@ -26,9 +29,11 @@ from unmask.request import (
     ScheduleText,
     Seed,
     SuffixText,
+    Suppress,
     TopK,
     TopP,
     load_sampler,
+    token_choice,
 )
 from unmask.sampler import Sampler
 from unmask.samples import Samples, check_path
@@ -64,6 +69,10 @@ def sample(
     temperature: Temperature = 1.0,
     top_k: TopK = None,
     top_p: TopP = None,
+    suppress: Suppress = None,
+    begin_suppress: BeginSuppress = None,
+    guidance: Guidance = 0.0,
+    caching: CachingText = None,
     tokenizer: TokenizerFile = None,
     max_batch: MaxBatch = 16,
     dtype: Dtype = "float32",
@@ -75,8 +84,10 @@ def sample(
     """Sample texts, by default eight from the bundled pair, and watch them unmask."""
     if out is not None:
         check_path(out)
-    choose = Categorical(temperature, top_k, top_p)
-    sampler = load_sampler(model, schedule, reveal, choose, max_batch, dtype, device, threads, tokenizer)
+    choose = token_choice(temperature, top_k, top_p, suppress, begin_suppress)
+    sampler = load_sampler(
+        model, schedule, reveal, choose, max_batch, dtype, device, threads, tokenizer, guidance, caching
+    )
     view = _view(sampler)
     samples = sampler.sample(num_samples, length, seed=seed, prompt=prompt, suffix=suffix, progress=view)
     if as_json:
@@ -101,6 +112,7 @@ def plan(
     seed: Seed = 0,
     prompt: PromptText = None,
     suffix: SuffixText = None,
+    guidance: Guidance = 0.0,
     tokenizer: TokenizerFile = None,
     max_batch: MaxBatch = 16,
     dtype: Dtype = "float32",
@@ -113,10 +125,13 @@ def plan(
 ) -> None:
     """Count the network calls, ticks and FLOPs of a run, and predict its seconds, without running it.
 
+    That needs a policy that fixes how many positions each step reveals: none whose scores decide it.
+
     The first time, and with --recalibrate, it measures for a few seconds how fast this machine is, and keeps the result
     in ~/.cache/unmask ($XDG_CACHE_HOME/unmask). The seconds are those of a machine as busy as it was then.
     """
-    sampler = load_sampler(model, schedule, reveal, Categorical(), max_batch, dtype, device, threads, tokenizer)
+    choose = Categorical()
+    sampler = load_sampler(model, schedule, reveal, choose, max_batch, dtype, device, threads, tokenizer, guidance)
     first = next(iter(sampler.models.values()))
     on_cpu = first.device.type == "cpu"  # a GPU's graphs are not told by operations timed one by one
     calibration = calibrate(first.device, first.dtype, again=recalibrate, tell=_tell) if on_cpu else None

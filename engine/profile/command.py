@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from unmask.choose import Categorical
 from unmask.files import check_file, replace_whole
 from unmask.options import AsJson, Device, Dtype, Model, Temperature, Threads, TokenizerFile
 from unmask.profile.profile import profile, warm_up
@@ -16,6 +15,9 @@ from unmask.profile.trace import write_trace
 from unmask.profile.view import show
 from unmask.progress import Progress
 from unmask.request import (
+    BeginSuppress,
+    CachingText,
+    Guidance,
     Length,
     MaxBatch,
     NumSamples,
@@ -24,9 +26,11 @@ from unmask.request import (
     ScheduleText,
     Seed,
     SuffixText,
+    Suppress,
     TopK,
     TopP,
     load_sampler,
+    token_choice,
 )
 
 EXAMPLE = "Example:  unmask profile -n 16 --out run.json --trace trace.json"
@@ -45,6 +49,10 @@ def profile_command(
     temperature: Temperature = 1.0,
     top_k: TopK = None,
     top_p: TopP = None,
+    suppress: Suppress = None,
+    begin_suppress: BeginSuppress = None,
+    guidance: Guidance = 0.0,
+    caching: CachingText = None,
     tokenizer: TokenizerFile = None,
     max_batch: MaxBatch = 16,
     dtype: Dtype = "float32",
@@ -72,8 +80,10 @@ def profile_command(
     for name, value, least in (("texts", texts, 0), ("trace-ticks", trace_ticks, 1)):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
-    choose = Categorical(temperature, top_k, top_p)
-    sampler = load_sampler(model, schedule, reveal, choose, max_batch, dtype, device, threads, tokenizer)
+    choose = token_choice(temperature, top_k, top_p, suppress, begin_suppress)
+    sampler = load_sampler(
+        model, schedule, reveal, choose, max_batch, dtype, device, threads, tokenizer, guidance, caching
+    )
     sampler.graphs = None if graphs else False
     request = {"num_samples": num_samples, "length": length, "seed": seed, "prompt": prompt, "suffix": suffix}
     warm_up(sampler, request)
