@@ -36,9 +36,11 @@ class PlainLlama(nn.Module):
         self.config = Published("a2d-llama", _config(shape, max_length))
         generator, self.weights = torch.Generator().manual_seed(seed), nn.ParameterDict()
         for name, size in tensor_shapes(shape).items():
-            noise = torch.randn(size, generator=generator)
-            scale = 1 if "embed" in name else (SHARPNESS if "lm_head" in name else 1) * size[1] ** -0.5
-            value = 1 + 0.1 * noise if len(size) == 1 else scale * noise
+            value = torch.randn(size, generator=generator)
+            if len(size) == 1:
+                value = 1 + 0.1 * value
+            elif "embed" not in name:
+                value *= (SHARPNESS if "lm_head" in name else 1) * size[1] ** -0.5
             self.weights[name.replace(".", "/")] = nn.Parameter(value, requires_grad=False)
         self.rope = rope_tables(shape.head_dim, max_length)
         self.eval()
