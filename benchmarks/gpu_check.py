@@ -32,6 +32,7 @@ SECONDS = 530.0  # for everything
 TESTS = 180.0
 STEPS = 70.0
 PEERS = 80.0
+GREEDY = 60.0
 CHECKOUTS = "MDLM", "BD3LMS", "LLADA", "DREAM"  # environment variables that name copies of other samplers
 SHAPES = {"mdlm-small": 1 / 3, "llada-8b": 1 / 2, "dream-7b": 1.0}  # share that each may take of the time left
 ROWS = "1,8,64,256,1024,8192"
@@ -139,6 +140,8 @@ def main() -> int:
     check.stage("tests", [sys.executable, "-m", "pytest", *tests()], TESTS)
     check.stage("benchmark step", step(check.out), STEPS)
     check.stage("benchmark peers", peers(check.out), PEERS)
+    if os.environ.get("LLADA"):
+        check.stage("benchmark greedy", greedy(check.out), GREEDY)
     for shape, share in SHAPES.items():
         limit = check.left * share - 5
         check.stage(f"benchmark {shape}", operators(check.out / shape, shape, limit - 20), limit)
@@ -166,6 +169,12 @@ def peers(out: Path) -> list[str]:
     command += ["--budget", f"{PEERS - 50:.0f}", "--out", str(out / "peers.json")]
     paths = {name: os.environ.get(name) for name in CHECKOUTS}
     return command + [f"--{name.lower()}={Path(path).resolve()}" for name, path in paths.items() if path]
+
+
+def greedy(out: Path) -> list[str]:
+    """LLaDA's generate beside its drop-in, and caching."""
+    command = [sys.executable, "-m", "benchmarks", "greedy", "--device", "cuda", "--rounds", "2", "--batch", "8"]
+    return [*command, "--llada", str(Path(os.environ["LLADA"]).resolve()), "--out", str(out / "greedy.json")]
 
 
 def summary(check: Check) -> None:

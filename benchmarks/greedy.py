@@ -64,16 +64,16 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     with quiet(), importable(options.llada, ("generate",)):
         published = importlib.import_module("generate")
-    console = Console(stderr=True, width=140)
+    console, device = Console(stderr=True, width=140), torch.device(options.device)
     rows = measure(options, published, console)
-    memory = {} if options.no_memory else _memory(options)
+    memory = {} if options.no_memory or device.type == "cuda" else _memory(options)
     given = sys.argv[1:] if arguments is None else arguments
     content = {
         "kind": KIND,
         "schema": 1,
         "partial": False,
         "command": command("benchmarks", ["greedy", *given]),
-        **describe(torch.device("cpu")),
+        **describe(device),
         "shape": SMOL._replace(num_blocks=options.blocks)._asdict(),
         "request": {
             name: getattr(options, name) for name in ("batch", "prompt", "gen_length", "block_length", "steps")
@@ -91,15 +91,16 @@ def measure(options: argparse.Namespace, published: ModuleType, console: Console
     """All variants in turn, the peer's code first."""
     length = options.prompt + options.gen_length
     prompt = torch.randint(SMOL.vocab_size - 1, (options.batch, options.prompt), generator=torch.manual_seed(0))
+    prompt = prompt.to(options.device)
     runs: dict[tuple[str, str], Callable[[], Tensor]] = {}
     for dtype in options.dtype:
-        module = PlainLlama(SMOL._replace(num_blocks=options.blocks), length).to(DTYPES[dtype])
+        module = PlainLlama(SMOL._replace(num_blocks=options.blocks), length).to(options.device, DTYPES[dtype])
         runs |= {(name, dtype): run for name, run in _variants(module, prompt, published, options)}
     protocol, seconds, tokens = Paired(options.rounds), {key: [] for key in runs}, {}
     keys = {" ".join(key): key for key in runs}
     for turn in protocol.turns(list(keys)):
         key = keys[turn.name]
-        taken = host_clock(lambda key=key: tokens.__setitem__(key, runs[key]()))
+        taken = host_clock(lambda key=key: tokens.__setitem__(key, runs[key]().cpu()))  # the copy waits for a GPU
         if turn.timed:
             seconds[key].append(taken)
         console.print(f"{turn.name}: {taken:.1f} s{'' if turn.timed else ' (warm-up)'}", style="dim", highlight=False)
@@ -164,6 +165,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--llada", type=Path, required=True, metavar="PATH", help=CHECKOUT.source)
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="of the timed runs; memory is measured on a CPU only")
     add("--threads", type=count, default=torch.get_num_threads(), help="CPU threads (default: torch's choice)")
     add("--dtype", action="append", choices=DTYPES, help="give it once for each (default: both)")
     add("--blocks", type=count, default=SMOL.num_blocks, help="transformer blocks (default: 30)")
@@ -177,6 +179,8 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     add("--out", type=Path, metavar="FILE.json", help="where the JSON goes")
     options = parser.parse_args(arguments)
     options.dtype = list(dict.fromkeys(options.dtype or DTYPES))
+    if options.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("--device cuda: torch sees no GPU here")
     if why := CHECKOUT.incomplete(options.llada):
         sys.exit(why)
     return options

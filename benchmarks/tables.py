@@ -10,6 +10,7 @@ import argparse
 import json
 import math
 import re
+import statistics
 import sys
 from collections.abc import Callable, Mapping
 
@@ -25,6 +26,7 @@ MARKED = re.compile(r"(<!-- table ([\w-]+) -->\n).*?<!-- end -->", re.DOTALL)
 SIDES = ("unmask", "float32"), ("unmask", "bfloat16"), ("published", "float32"), ("published", "bfloat16")
 BASELINE = "published float32"
 PUBLISHED = "torch, published chain"
+GREEDY = "greedy-cpu-2026-11-22.json"
 BLOCKS = {"sotu-heavy": "12", "sotu-light": "4", "sotu-scratch": "4", "sotu-exit": "4, shared"}
 
 
@@ -103,6 +105,17 @@ def peers_table() -> str:
     return markdown(["", "law of", "seconds", "network calls a text", "logits stored", "time / ours"], rows)
 
 
+def greedy_table() -> str:
+    """LLaDA's `generate`, its drop-in, and caching: each dtype by itself."""
+    rows = []
+    for one in _rows(GREEDY):
+        against = [f"**{ratio:.1f} ×**" if ratio else "" for ratio in (one["ratio"], one["ratio_own"])]
+        seconds = f"{statistics.median(one['seconds']):,.1f} s"
+        dtype = {"float32": "fp32", "bfloat16": "bf16"}[one["dtype"]]
+        rows.append([f"{one['name']}, {dtype}", seconds, *against, f"{one['equal']:.1%}"])
+    return markdown(["", "seconds", "LLaDA in fp32 / this", "LLaDA in this dtype / this", "its tokens"], rows)
+
+
 def pair_table() -> str:
     """The bundled models, from their configs and what `unmask train` wrote beside them."""
     rows = []
@@ -129,6 +142,7 @@ def _two_digits(ratio: float) -> str:
 
 PAGES = {
     ROOT / "README.md": {
+        "greedy": greedy_table,
         "pair": pair_table,
         "peers": peers_table,
         "sample_head": head_table,

@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,22 +56,59 @@ def convert(
     stored = find(source)
     tokenizer = open_tokenizer(None, stored.path)
     config, given = _configured(stored, tokenizer, mask_id, add_mask)
-    found = examine(Stored(stored.path, stored.tensors, config), tokenizer, None, given)
+    found = examine(replace(stored, config=config), tokenizer, None, given)
+    spec = found.spec
     if add_mask:
-        given = found.spec.vocab_size
-        config |= {"vocab_size": given + 1, "mask_token_id": given}
-        tokenizer = _with_mask(tokenizer, given)
-    _write(out, stored, found, config, tokenizer, add_mask, dtype, max_bytes)
+        spec = replace(spec, vocab_size=spec.vocab_size + 1, mask_id=spec.vocab_size)
+        config |= {"vocab_size": spec.vocab_size, "mask_token_id": spec.mask_id}
+        tokenizer = _with_mask(tokenizer, spec.mask_id)
+    if dtype is not None:
+        config |= {key: short(dtype) for key in ("dtype", "torch_dtype") if key in config}
+    made = _Made(found, add_mask, dtype, _published(stored, found))
+    _write(out, config, tokenizer, made, max_bytes)
     return {
         "out": str(out),
-        "family": found.spec.family,
-        "vocab_size": found.spec.vocab_size + add_mask,
-        "mask_id": found.spec.mask_id if given is None else given,
-        "shift": found.spec.shift,
-        "num_parameters": found.spec.num_parameters + add_mask * found.spec.hidden_size * len(_vocabulary(found)),
+        "family": spec.family,
+        "vocab_size": spec.vocab_size,
+        "mask_id": spec.mask_id,
+        "shift": spec.shift,
+        "num_parameters": sum(math.prod(made.shape(name)) for name in made.names),
         "dtype": None if dtype is None else short(dtype),
         "files": sorted(file.name for file in out.iterdir()),
     }
+
+
+@dataclass(frozen=True)
+class _Made:
+    """The tensors of the result, each made when it is asked for. names: its name in the result -> the trunk's."""
+
+    found: Checkpoint
+    add_mask: bool
+    dtype: torch.dtype | None
+    names: Mapping[str, str]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        rows, *others = self._stored(name).shape
+        return rows + self._grows(name), *others
+
+    def nbytes(self, name: str) -> int:
+        return math.prod(self.shape(name)) * self._dtype(name).itemsize
+
+    def tensor(self, name: str) -> Tensor:
+        tensor = self._stored(name)
+        if self._grows(name):
+            tensor = torch.cat([tensor, tensor.mean(0, keepdim=True, dtype=torch.float32).to(tensor.dtype)])
+        return tensor.to(self._dtype(name))
+
+    def _stored(self, name: str) -> Tensor:
+        return self.found.parameters[self.names[name]]
+
+    def _grows(self, name: str) -> bool:
+        return self.add_mask and self.names[name] in self.found.trunk.VOCABULARY
+
+    def _dtype(self, name: str) -> torch.dtype:
+        stored = self._stored(name)
+        return stored.dtype if self.dtype is None or stored.ndim == 1 else self.dtype
 
 
 def _configured(
@@ -93,11 +131,6 @@ def _configured(
     return config, 0 if add_mask else mask_id
 
 
-def _vocabulary(found: Checkpoint) -> list[str]:
-    """The parameters that have a row for each id."""
-    return [name for name in found.trunk.VOCABULARY if name in found.parameters]
-
-
 def _with_mask(tokenizer: Tokenizer | None, mask_id: int) -> Tokenizer | None:
     """With the mask token, where it gets this id: not if the model has more ids than the tokenizer."""
     if tokenizer is not None and tokenizer.get_vocab_size() == mask_id:
@@ -105,48 +138,20 @@ def _with_mask(tokenizer: Tokenizer | None, mask_id: int) -> Tokenizer | None:
     return tokenizer
 
 
-def _write(
-    out: Path,
-    stored: Stored,
-    found: Checkpoint,
-    config: dict[str, Any],
-    tokenizer: Tokenizer | None,
-    add_mask: bool,
-    dtype: torch.dtype | None,
-    max_bytes: int,
-) -> None:
-    grown = set(_vocabulary(found)) if add_mask else set()
-    names = {_published(stored, found, name): name for name in found.parameters}
+def _published(stored: Stored, found: Checkpoint) -> dict[str, str]:
+    """What the source calls each parameter -> what the trunk does."""
+    outer: Mapping[str, str] = stored.tensors.names if isinstance(stored.tensors, Renamed) else {}
+    return {outer.get(own, own): name for name, own in found.parameters.names.items()}
 
-    def tensor(published: str) -> Tensor:
-        name = names[published]
-        made = found.parameters[name]
-        if name in grown:
-            made = torch.cat([made, made.mean(0, keepdim=True, dtype=torch.float32).to(made.dtype)])
-        return made.to(dtype) if dtype is not None and made.ndim > 1 else made
 
-    def size(name: str) -> int:
-        stored_now = found.parameters[name]
-        kind = dtype if dtype is not None and stored_now.ndim > 1 else stored_now.dtype
-        shape = (len(stored_now) + 1, *stored_now.shape[1:]) if name in grown else stored_now.shape
-        return math.prod(shape) * kind.itemsize
-
-    sizes = {published: size(name) for published, name in names.items()}
-    if dtype is not None:
-        config |= {key: short(dtype) for key in ("dtype", "torch_dtype") if key in config}
+def _write(out: Path, config: Mapping[str, Any], tokenizer: Tokenizer | None, made: _Made, max_bytes: int) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         if tokenizer is not None:
-            (made / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
-        (made / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        publish(made, out, last=write_shards(made, sizes, tensor, max_bytes))
+            (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        sizes = {name: made.nbytes(name) for name in made.names}
+        publish(folder, out, last=write_shards(folder, sizes, made.tensor, max_bytes))
     finally:
-        shutil.rmtree(made, ignore_errors=True)
-
-
-def _published(stored: Stored, found: Checkpoint, name: str) -> str:
-    """What the source calls a parameter."""
-    inner: Mapping[str, str] = stored.tensors.names if isinstance(stored.tensors, Renamed) else {}
-    own = found.parameters.names[name]
-    return inner.get(own, own)
+        shutil.rmtree(folder, ignore_errors=True)

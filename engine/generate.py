@@ -79,7 +79,7 @@ def generate(
     ...     alg="low_confidence", block_length=16, temperature=0, return_dict_in_generate=True,
     ... )  # fmt: skip
     >>> output.sequences.shape, output.text[0][:19]
-    (torch.Size([2, 36]), 'My fellow Americans')
+    (torch.Size([2, 37]), 'My fellow Americans')
 
     model: a denoiser, a live torch module (see `wrap`), a bundled name, a folder or a hub id (see `load`).
     inputs or input_ids: token ids [B, P], lists of ids, or text, one or several; in text `<mask:12>` is a gap of 12
@@ -138,7 +138,7 @@ def _canvas(
 ) -> Canvas:
     """The inputs with `num_new` mask ids after each."""
     if isinstance(inputs, Tensor):
-        tokens = check_ids("inputs", inputs)
+        tokens = check_ids("inputs", inputs).to(denoiser.device)
         valid = valid_of(attention_mask, tokens, left=num_new > 0)
     else:
         if attention_mask is not None:

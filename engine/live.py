@@ -161,4 +161,4 @@ def _tokenizer(given: Any) -> tuple[Tokenizer | str | os.PathLike[str] | None, i
             "tokenizer must be a tokenizers.Tokenizer, a file, or a fast tokenizer of transformers, "
             f"got {type(given).__name__}"
         )
-    return backend, given.mask_token_id
+    return backend, getattr(given, "mask_token_id", None)

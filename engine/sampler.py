@@ -2,16 +2,14 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
-import torch
 from tokenizers import Tokenizer
 
 from unmask import memory
-from unmask.adaptive import groups, trajectory
+from unmask.adaptive import groups
 from unmask.adaptive_run import AdaptiveSlots
 from unmask.cached_run import CachedRun, CachedSlots
 from unmask.caching import Caching, KeyValues
@@ -21,14 +19,14 @@ from unmask.confidence_run import ConfidenceRun
 from unmask.constraints import Allow, Constraints
 from unmask.cost import Meter
 from unmask.denoiser import Denoiser, check_compatible
-from unmask.events import Events, events
-from unmask.kernels.noise import check_seed, policy_uniforms, reveal_times
+from unmask.kernels.noise import check_seed
 from unmask.plan import Plan
+from unmask.planner import Planner
 from unmask.progress import Progress
 from unmask.prompt import Prompt, Templates, check_count
 from unmask.remask_run import RemaskRun
 from unmask.reveal import Ancestral, Reveal
-from unmask.rounds import Request, Rounds
+from unmask.rounds import Rounds
 from unmask.run import Run, buffer_bytes, never_drawn
 from unmask.samples import Samples
 from unmask.schedule import Schedule
@@ -36,24 +34,6 @@ from unmask.slots import Slots
 from unmask.spans import SILENT, Spans
 from unmask.timeline import Limits, Tick, Timeline
 from unmask.work import Load
-
-# Sequences are planned together up to this many positions, to share the cost of the array operations.
-PLANNED_POSITIONS = 1 << 14
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Planned(Events):
-    """Planned sequences with the template int64 [L] that they share, and the list of ids int32 [L] that each position
-    may draw from, if there are any lists."""
-
-    template: np.ndarray
-    allowed: np.ndarray | None = None
-
-    @property
-    def rows(self) -> dict[str, np.ndarray]:
-        """What is written into their slots, [L] each."""
-        rows = {"tokens": self.template}
-        return rows if self.allowed is None else rows | {"allowed": self.allowed}
 
 
 class Sampler:
@@ -131,6 +111,10 @@ class Sampler:
     @property
     def mask_id(self) -> int:
         return self._templates.mask_id
+
+    @property
+    def _planner(self) -> Planner:
+        return Planner(self.reveal, self.schedule, list(self.models), self.mask_id, self.choose.draw_mask)
 
     def _check_caching(self) -> None:
         first = next(iter(self.models.values()))
@@ -294,11 +278,9 @@ class Sampler:
         """All templates of a run that ends, each known to suit the reveal policy and the schedule."""
         check_count("num_samples", num_samples)
         requests = list(self._templates.requests(num_samples, length, prompt, suffix))
+        planner = self._planner
         for template, _ in requests:
-            positions = np.flatnonzero(template == self.mask_id)
-            self._segments(len(positions))
-            if not self.adaptive:
-                self.reveal.plan(np.empty((0, len(positions))), positions)
+            planner.check(template)
         return requests
 
     def _run(
@@ -346,10 +328,10 @@ class Sampler:
     ) -> Timeline | Rounds:
         constraints = constraints or self._constraints(None)
         limits = {**self._limits(length, num_samples, self.max_batch)._asdict(), "num_models": len(self.models)}
+        check_seed(seed)
         if self.adaptive:
-            check_seed(seed)
-            return Rounds(self._adaptive_source(requests, constraints), **limits)
-        return Timeline(self._source(iter(requests), check_seed(seed), constraints), **limits)
+            return Rounds(self._planner.adaptive(requests, constraints), **limits)
+        return Timeline(self._planner.planned(requests, seed, constraints), **limits)
 
     def _buffer_bytes(self, limits: Limits) -> int:
         models = list(self.models.values())
@@ -366,55 +348,6 @@ class Sampler:
         max_length = self._templates.max_length if length is None else int(np.max(length))
         return Limits(max_batch, max_resident, max_length)
 
-    def _adaptive_source(
-        self, requests: Iterable[tuple[np.ndarray, int]], constraints: Constraints
-    ) -> Iterator[Request]:
-        """Sequences with their steps, as the run asks for them."""
-        index = 0
-        for template, count in requests:
-            positions = np.flatnonzero(template == self.mask_id)
-            steps = trajectory(self.reveal, positions, draw_mask=self.choose.draw_mask)
-            models, _, stops = zip(*self._segments(len(positions)), strict=True)
-            model = np.array(models, np.int8)[np.searchsorted(stops, steps.step, side="right")]
-            size = 1 if constraints.one_for_each else PLANNED_POSITIONS
-            for start in range(index, index + count, size):
-                allowed = constraints.of(start, positions, len(template)) if constraints else None
-                sequence = np.arange(start, min(start + size, index + count))
-                yield Request(sequence, template, positions, steps, model, allowed)
-            index += count
-
-    def _source(
-        self, requests: Iterator[tuple[np.ndarray, int]], seed: int, constraints: Constraints
-    ) -> Iterator[Planned]:
-        """Reveal plans, drawn as the timeline asks for them, a chunk of sequences with one template at a time."""
-        first = 0
-        for template, count in requests:
-            positions = np.flatnonzero(template == self.mask_id)
-            segments = self._segments(len(positions))
-            size = 1 if constraints.one_for_each else max(1, PLANNED_POSITIONS // len(template))
-            for start in range(first, first + count, size):
-                sequence = np.arange(start, min(start + size, first + count))
-                times = reveal_times(seed, torch.from_numpy(sequence)[:, None], torch.from_numpy(positions)).numpy()
-                more = (partial(_uniform, seed, sequence, positions),) if self._remasks else ()
-                plan = self.reveal.plan(times, positions, *more)
-                planned = events(plan, positions, len(template), sequence, segments)
-                allowed = constraints.of(start, positions, len(template)) if constraints else None
-                yield Planned(**vars(planned), template=template, allowed=allowed)
-            first += count
-
-    def _segments(self, num_masked: int) -> list[tuple[int, int, int]]:
-        """(model index, first step, step after the last) for the trajectory of `num_masked` positions."""
-        names = list(self.models)
-        assigned = self.schedule.assign(self.reveal.num_steps(num_masked))
-        return [(names.index(name), start, stop) for name, start, stop in assigned]
-
     def _num_masked(self, requests: list[tuple[np.ndarray, int]]) -> int:
-        mask_id = self.mask_id
-        return sum(int((template == mask_id).sum()) * count for template, count in requests)
-
-
-def _uniform(
-    seed: int, sequence: np.ndarray, positions: np.ndarray, row: np.ndarray, column: np.ndarray, count: int
-) -> np.ndarray:
-    """Random numbers that a policy asks for by row and column of its plan, see `unmask.reveal.Uniform`."""
-    return policy_uniforms(seed, torch.from_numpy(sequence[row]), torch.from_numpy(positions[column]), count).numpy()
+        planner = self._planner
+        return sum(len(planner.masked(template)) * count for template, count in requests)

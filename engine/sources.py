@@ -36,7 +36,7 @@ def denoiser_of(
                 "model must be a torch module, a denoiser, a bundled name, a folder or a hub id, "
                 f"got {type(model).__name__}"
             )
-        model = load(model, tokenizer=getattr(tokenizer, "backend_tokenizer", tokenizer))
+        model = load(model, mask_id=mask_id, tokenizer=getattr(tokenizer, "backend_tokenizer", tokenizer))
     elif tokenizer is not None:
         raise ValueError(f"tokenizer must be left out with a denoiser, got one with {model.name!r}")
     spec = model.spec

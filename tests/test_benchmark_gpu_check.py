@@ -8,7 +8,7 @@ import pytest
 import torch
 from measured import CEILINGS, row
 
-from benchmarks import gpu_check, selection, step, step_report
+from benchmarks import gpu_check, greedy, selection, step, step_report
 from benchmarks.end_to_end import CHECKOUTS
 from benchmarks.models import SHAPES
 from benchmarks.network import Pass
@@ -44,6 +44,9 @@ def test_the_stages_take_files_and_shapes_that_exist(tmp_path, capsys, monkeypat
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     options = selection.parse(gpu_check.operators(tmp_path, "llada-8b", 30)[4:], "")
     assert (options.device, list(options.shape), options.budget) == ("cuda", ["llada-8b"], 30)
+    (tmp_path / "generate.py").touch()
+    monkeypatch.setenv("LLADA", str(tmp_path))
+    assert greedy._options(gpu_check.greedy(tmp_path)[4:]).device == "cuda"
     monkeypatch.undo()
     assert step._options(gpu_check.step(tmp_path)[3:]).steps == 16
     files = [argument for argument in gpu_check.tests() if argument.endswith(".py")]

@@ -235,7 +235,7 @@ def test_the_dispatcher_knows_its_commands(capsys):
     assert dispatcher.main([]) == 0
     told = capsys.readouterr().out
     assert all(f"  {name} " in told for name in dispatcher.COMMANDS)
-    with pytest.raises(SystemExit, match="the command must be one of run, compare, peers, got 'time'"):
+    with pytest.raises(SystemExit, match="the command must be one of run, compare, peers, greedy, got 'time'"):
         dispatcher.main(["time"])
 
 

@@ -33,7 +33,7 @@ def sample(model, policy, caching, **options):
     return sampler.sample(4, LENGTHS, prompt=[[5, 9], [3], [1] * 11, [2, 4, 6]])
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "sdar"])  # attention by blocks
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", POLICIES)
 @pytest.mark.parametrize("cache", ["prefix", "dual"])
 def test_computing_everything_each_step_changes_nothing(kind, name, cache):

@@ -10,9 +10,10 @@ import torch
 from enumerated import confident, law_after, p_value, softmax
 from published import EOS, MASK, TinyModel, module_of, prompts, silent
 
+import unmask
 from unmask import dropin
 from unmask.dropin.dllm import BaseSamplerOutput, MDLMSampler, MDLMSamplerConfig
-from unmask.dropin.plain import SlowPathWarning
+from unmask.dropin.patching import SlowPathWarning
 
 BOS = 1
 TOKENIZER = SimpleNamespace(mask_token_id=MASK, eos_token_id=EOS, bos_token_id=BOS)
@@ -144,6 +145,13 @@ def test_an_empty_prompt_begins_the_text_where_logits_are_shifted():
     assert torch.equal(ours, expected(model, [[BOS], [4, 5]], options)[-1])
 
 
+def test_a_model_may_be_named():
+    mask_id = unmask.load("sotu-light").spec.mask_id
+    light = SimpleNamespace(mask_token_id=mask_id, eos_token_id=0, bos_token_id=0)
+    tokens = MDLMSampler("sotu-light", light).sample([[5, 6], [7]], max_new_tokens=4, steps=2)
+    assert tokens.shape == (2, 6) and not (tokens == mask_id).any()
+
+
 def holed(*holes, length=10, seed=0):
     row = prompts(length, seed=seed)
     row[list(holes)] = MASK
@@ -183,7 +191,8 @@ def filled(model, rows, options):
     ],
 )
 def test_infilling_is_that_of_the_published_loop(rows, options, slow):
-    model = TinyModel(3, forbid_mask=True)
+    model = TinyModel(3, forbid_mask=not slow)
+    model.head.bias.data[MASK] += slow  # what draws the mask id stays masked
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         ours = MDLMSampler(model, TOKENIZER).infill(rows, return_dict=True, **options)
@@ -235,7 +244,9 @@ def test_counts_of_stochastic_transfer_are_binomial():
             "max_length must be more than the 5 tokens of the longest",
         ),
         ({"inputs": []}, ValueError, "inputs must hold at least one row of token ids, got none"),
-        ({"suppress_tokens": [99]}, ValueError, "99"),
+        ({"suppress_tokens": [99]}, ValueError, "suppressed ids must be from 0 to 22, got 99"),
+        ({"begin_suppress_tokens": [-1]}, ValueError, "suppressed ids must be from 0 to 22, got -1"),
+        ({"temperature": -1.0}, ValueError, "temperature must"),
     ],
 )
 def test_bad_input_is_told(options, error, words):

@@ -13,7 +13,7 @@ from toys import random_dit
 from unmask import dropin
 from unmask.dropin import dream
 from unmask.dropin.dream import diffusion_generate
-from unmask.dropin.plain import SlowPathWarning
+from unmask.dropin.patching import SlowPathWarning
 
 ALGORITHMS = ["maskgit_plus", "topk_margin", "entropy"]
 SETTINGS = [
@@ -127,9 +127,11 @@ def test_origin_reveals_independently_on_the_published_grid(temperature):
     model = TinyModel(4, vocab_size=4, hidden=8, mask_id=3, forbid_mask=True)
     greedy = lambda logits: np.eye(4)[logits.argmax(-1)]  # noqa: E731
     steps = [independent(shifted(model), 3, share, softmax if temperature else greedy) for share in (0.45, 1.0)]
-    prompt = torch.zeros(2000, 1, dtype=torch.int64)
-    ours = diffusion_generate(model, prompt, steps=2, eps=0.1, max_new_tokens=3, temperature=temperature, seed=3)
-    assert p_value(ours, law_after((0, 3, 3, 3), steps)) > 1e-3
+    prompt, options = torch.zeros(2000, 1, dtype=torch.int64), {"steps": 2, "eps": 0.1, "max_new_tokens": 3, "seed": 3}
+    options |= {"return_dict_in_generate": True, "output_history": True, "temperature": temperature}
+    ours = diffusion_generate(model, prompt, **options)
+    assert p_value(ours.sequences, law_after((0, 3, 3, 3), steps)) > 1e-3
+    assert abs((ours.history[0] == 3).sum() / 6000 - 0.55) < 0.02
 
 
 def test_the_mask_id_takes_part_where_the_published_code_lets_it():

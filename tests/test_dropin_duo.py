@@ -105,6 +105,14 @@ def test_a_time_conditioned_network_is_told_when_it_ends():
     assert goodness(drawn, told_wrong) < 1e-4
 
 
+def test_a_score_network_with_the_analytic_predictor():
+    network = peers.random_backbone(conditioned=True)
+    model = MDLM(network, "analytic")
+    model.time_conditioning, model.parameterization = True, "score"
+    drawn = duo.generate_samples(model, NUM, seed=8, max_batch=4096)
+    assert goodness(drawn, trajectory_law(laws_of(network, log_linear), RATES)) > 1e-4
+
+
 def test_another_noise(network, law):
     model = MDLM(network)
     model.noise = Cosine()

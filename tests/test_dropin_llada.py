@@ -13,7 +13,8 @@ from toys import random_dit
 from unmask import dropin
 from unmask.canvas import Canvas
 from unmask.dropin import llada
-from unmask.dropin.plain import SlowPathWarning, whole_logits
+from unmask.dropin.patching import SlowPathWarning
+from unmask.dropin.plain import whole_logits
 
 SETTINGS = [  # steps, gen_length, block_length, cfg_scale
     (16, 16, 16, 0.0),

@@ -63,6 +63,15 @@ def test_without_noise_removal_masks_are_left(network):
     assert goodness(drawn, trajectory_law(laws_of(network, log_linear), rates, last="leave")) > 1e-4
 
 
+def test_a_score_network_with_the_analytic_predictor():
+    """Parameterization sedd: its scores are log p(x0 | xt) up to a constant."""
+    network = peers.random_backbone(conditioned=True)
+    diffusion = Diffusion(network, "analytic", conditioned=True)
+    diffusion.parameterization = "sedd"
+    drawn = mdlm._sample(diffusion, seed=10, max_batch=4096)
+    assert goodness(drawn, trajectory_law(laws_of(network, log_linear), RATES)) > 1e-4
+
+
 @pytest.mark.parametrize("noise", [LogLinear, Cosine])
 def test_a_time_conditioned_network(noise):
     network = peers.random_backbone(conditioned=True)
@@ -156,6 +165,16 @@ def test_another_network_is_served_with_one_warning(conditioned):
     assert goodness(drawn, trajectory_law(law, RATES)) > 1e-4
 
 
+@pytest.mark.filterwarnings("ignore:a Foreign is not")
+def test_dropout_takes_no_part():
+    foreign = peers.Foreign()
+    foreign.dropout = nn.Dropout(0.99)
+    forward = foreign.forward
+    foreign.forward = lambda tokens, sigma: foreign.dropout(forward(tokens, sigma))
+    drawn = [mdlm._sample(Diffusion(foreign.train(mode), batch=64), seed=0) for mode in (True, False)]
+    assert torch.equal(*drawn)
+
+
 def test_another_network_with_the_same_tensors_is_noticed(network):
     class Causal(peers.Backbone):
         def forward(self, tokens, sigma):
@@ -234,6 +253,14 @@ def test_what_is_not_served(changes, message, network):
     assert not patching.is_patched(diffusion)
 
 
+def test_what_changes_after_patching_is_looked_at(network):
+    diffusion = broken(network)
+    mdlm.patch(diffusion)
+    diffusion.sampler = "euler"
+    with pytest.raises(ValueError, match="predictor must be one of ddpm, ddpm_cache, analytic, got 'euler'"):
+        diffusion._sample()
+
+
 def test_arguments_are_told(network):
     diffusion = broken(network)
     with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
@@ -276,6 +303,8 @@ def test_a_fingerprint_is_of_every_weight(network):
         assert backbones._fingerprint(state) != before
         tensor.view(-1)[0] = kept
     assert backbones._fingerprint(state) == before
+    others = [torch.zeros(0), torch.tensor([True]), torch.tensor(3), torch.ones(2, 3, dtype=torch.bfloat16).T]
+    assert len(backbones._fingerprint(dict(enumerate(others)))) == 3 and backbones._fingerprint({}) == ()
 
 
 # --- published arithmetic ---------------------------------------------------------------------------------------------

@@ -81,6 +81,15 @@ def test_mdlm_with_averaged_weights():
         assert same_law(averaged, diffusion.restore_model_and_sample(2)) > 1e-4
 
 
+def test_remdm_with_confidence():
+    diffusion, _ = peers.diffusion(*REMDM)
+    diffusion.config.loader.eval_batch_size = NUM
+    vars(diffusion.config.sampling).update(sampler="remdm-conf", nucleus_p=1.0, dfm=False)
+    forward = diffusion.forward
+    diffusion.forward = lambda x, sigma: forward(x, sigma).bfloat16()  # as on a GPU: its confidences take nothing else
+    check(diffusion, "_sample", lambda eps: diffusion._sample(5, eps), 0.3, compat="remdm")
+
+
 LOOP = {"eta": 0.1, "t_on": 0.7, "t_off": 0.3, "alpha_on": 0.8}
 
 
@@ -88,7 +97,7 @@ LOOP = {"eta": 0.1, "t_on": 0.7, "t_off": 0.3, "alpha_on": 0.8}
     ("sampler", "numbers"),
     [("mdlm", {}), ("remdm-cap", {"eta": 0.2}), ("remdm-rescale", {"eta": 0.4}), ("remdm-loop", LOOP)],
 )
-def test_remdm(sampler, numbers, capsys):
+def test_remdm(sampler, numbers):
     diffusion, _ = peers.diffusion(*REMDM)
     diffusion.config.loader.eval_batch_size = NUM
     numbers = {"eta": 0, "t_on": 0, "t_off": 0, "alpha_on": 0, **numbers}

@@ -1,6 +1,6 @@
 """The drop-in for ReMDM's `_sample`: its samplers' laws, the nucleus, and what it refuses."""
 
-from itertools import pairwise
+from itertools import pairwise, product
 
 import absorbing_peers as peers
 import numpy as np
@@ -95,6 +95,47 @@ def test_forward_backward(network, law):
     assert goodness(drawn, expected(law, "forward-backward")) > 1e-4
 
 
+def confident(law, last):
+    """The law of remdm-conf: the chance to be masked again is shared out by softmax(-p), p of the token when drawn."""
+    states = {((MASK,) * LENGTH, (np.inf,) * LENGTH): 1.0}
+    for t, s in pairwise(TIMES):
+        reveal, top = (t - s) / t, min(1.0, s / (1 - t)) if t < 1 else 1.0
+        after = {}
+        for (tokens, drawn), probability in states.items():
+            weights = np.exp([-p for p in drawn])
+            shares = top * weights / max(weights.sum(), 1e-300)
+            choices = []
+            for position, token in enumerate(tokens):
+                if token == MASK:
+                    p = law(tokens, t)[position]
+                    choices.append([((i, p[i]), reveal * p[i]) for i in range(MASK)] + [((MASK, np.inf), 1 - reveal)])
+                else:
+                    choices.append(
+                        [((token, drawn[position]), 1 - shares[position]), ((MASK, np.inf), shares[position])]
+                    )
+            for combination in product(*choices):
+                chance = probability * np.prod([chance for _, chance in combination])
+                new = tuple(token for (token, _), _ in combination), tuple(p for (_, p), _ in combination)
+                after[new] = after.get(new, 0.0) + chance
+        states = after
+    result = np.zeros((MASK + 1,) * LENGTH)
+    for (tokens, _), probability in states.items():
+        ended = trajectory_law(law, [EPS], begin=tokens, last=last)
+        result += probability * ended
+    return result
+
+
+@pytest.mark.parametrize("compat", [None, "remdm"])
+@pytest.mark.parametrize("noise_removal", [True, False])
+def test_confident_remasking(noise_removal, compat, network, law):
+    diffusion = Diffusion(network, "remdm-conf")
+    diffusion.config.sampling.noise_removal = noise_removal
+    drawn = remdm._sample(diffusion, None, EPS, seed=7, max_batch=4096, compat=compat)
+    last = "leave" if not noise_removal else "argmax" if compat else "draw"
+    assert goodness(drawn, confident(law, last)) > (1e-6 if compat else 1e-4)
+    assert goodness(drawn, expected(law, "remdm-rescale", last, eta=1 / LENGTH)) < 1e-6  # equal shares
+
+
 def test_without_noise_removal_masks_are_left(network, law):
     diffusion = Diffusion(network, "remdm-cap", eta=0.2)
     diffusion.config.sampling.noise_removal = False
@@ -151,7 +192,7 @@ def test_patched_and_back(network):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sampler": "remdm-conf"}, r"config\.sampling\.sampler must be one of mdlm, remdm-cap, .* got 'remdm-conf'"),
+        ({"sampler": "remdm-max"}, r"config\.sampling\.sampler must be one of mdlm, remdm-cap, .* got 'remdm-max'"),
         ({"dfm": True}, r"config\.sampling\.dfm must be False: its corrector steps are not served"),
         ({"sampler": "remdm-loop", "eta": 0.1}, "t_on must lie between 0 and 1, got 0"),
         ({"sampler": "remdm-cap", "eta": 1.5}, r"eta must lie from 0 to 1, got 1\.5"),

@@ -9,7 +9,19 @@ import torch
 from test_dit import make
 from toys import MASK, Toy, random_dit
 
-from unmask import Ancestral, LogitsDenoiser, NonFiniteLogits, Remask, Sampler, Samples, graphs, load, slots
+from unmask import (
+    Ancestral,
+    Blocks,
+    Confidence,
+    LogitsDenoiser,
+    NonFiniteLogits,
+    Remask,
+    Sampler,
+    Samples,
+    graphs,
+    load,
+    slots,
+)
 from unmask import run as run_module
 from unmask.graphs import Exact, Graphs, Padded
 from unmask.kernels import dispatch
@@ -293,21 +305,23 @@ def test_a_cpu_has_no_graphs():
 
 
 @needs_gpu
+@pytest.mark.parametrize("policy", [Ancestral(12), Confidence(steps=12), Blocks(Confidence(threshold=0.2), 8)], ids=str)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", REQUESTS)
-def test_graphs_give_the_bits_of_eager_ticks(name, dtype):
+def test_graphs_give_the_bits_of_eager_ticks(name, dtype, policy):
     models = {name: load(f"sotu-{name}", device="cuda", dtype=getattr(torch, dtype)) for name in ("heavy", "light")}
-    options = {"schedule": "light:25% heavy:75%", "reveal": Ancestral(12), "max_batch": 6, "max_resident": 11}
+    options = {"schedule": "light:25% heavy:75%", "reveal": policy, "max_batch": 6, "max_resident": 11}
     eager = Sampler(models, graphs=False, **options).sample(**REQUESTS[name], seed=5)
     graphed = Sampler(models, graphs=True, **options).sample(**REQUESTS[name], seed=5)
     assert torch.equal(graphed.tokens, eager.tokens) and torch.equal(graphed.logprobs, eager.logprobs)
 
 
 @needs_gpu
-def test_ticks_do_not_wait_for_the_gpu():
+@pytest.mark.parametrize("policy", [Ancestral(200), Confidence(steps=200), Confidence(per_step=1, threshold=0.99)])
+def test_ticks_do_not_wait_for_the_gpu(policy):
     """Once the buckets are captured, only a hand-out may wait."""
     heavy = load("sotu-heavy", device="cuda")
-    run = Sampler(heavy, reveal=Ancestral(200), max_batch=4).stream(4, 256)
+    run = Sampler(heavy, reveal=policy, max_batch=4).stream(4, 256)
     seen = []
 
     def watch(run, tick):

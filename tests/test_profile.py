@@ -1,5 +1,6 @@
 """A profile says what the run did: its parts add up, its ticks are those of the plan, its samples those of `sample`."""
 
+import gc
 import json
 import sys
 from contextlib import nullcontext
@@ -135,6 +136,7 @@ def test_spans_nest(found):
 
 @pytest.mark.skipif(not machine._RESET.exists(), reason="the peak of resident memory is Linux's to tell")
 def test_the_high_water_mark_sees_what_was_let_go():
+    gc.collect()  # what earlier tests left must not go meanwhile
     np.ones(128 << 20, np.uint8)  # before the watch begins
     watch = MemoryWatch(torch.device("cpu"))
     np.ones(64 << 20, np.uint8)

@@ -11,6 +11,7 @@ from unmask.models.llama import Shape, tensor_shapes
 from unmask.models.rope import rope_tables
 
 EPS = 1e-6
+SHARPNESS = 8  # of the head: laws as sure as a trained network's, so that rounding seldom decides between positions
 
 
 class Published(NamedTuple):
@@ -35,8 +36,11 @@ class PlainLlama(nn.Module):
         self.config = Published("a2d-llama", _config(shape, max_length))
         generator, self.weights = torch.Generator().manual_seed(seed), nn.ParameterDict()
         for name, size in tensor_shapes(shape).items():
-            noise = torch.randn(size, generator=generator)
-            value = 1 + 0.1 * noise if len(size) == 1 else noise * (1 if "embed" in name else size[1] ** -0.5)
+            value = torch.randn(size, generator=generator)
+            if len(size) == 1:
+                value = 1 + 0.1 * value
+            elif "embed" not in name:
+                value *= (SHARPNESS if "lm_head" in name else 1) * size[1] ** -0.5
             self.weights[name.replace(".", "/")] = nn.Parameter(value, requires_grad=False)
         self.rope = rope_tables(shape.head_dim, max_length)
         self.eval()
@@ -79,7 +83,7 @@ class PlainLlama(nn.Module):
 
     def _rotated(self, x: Tensor) -> Tensor:
         """[B, L, H, D] -> [B, H, L, D]."""
-        cos, sin = (table[: x.shape[1], None] for table in self.rope)
+        cos, sin = (table[: x.shape[1], None].to(x.device) for table in self.rope)
         first, second = x.float().chunk(2, dim=-1)
         return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x.dtype).transpose(1, 2)
 

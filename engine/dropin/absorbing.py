@@ -13,8 +13,6 @@ from unmask.prompt import check_count
 from unmask.reveal import Ancestral, Reveal, RevealPlan
 from unmask.sampler import Sampler
 
-LAST = "draw", "argmax", "leave"  # what becomes of positions that are masked after the last step
-
 
 @dataclass(frozen=True)
 class Options:
@@ -98,7 +96,11 @@ def sample(
     last: str = "draw",
     choose: Categorical | None = None,
 ) -> Tensor:
-    """Tokens int64 [B, L]: `template` with its masked positions sampled, each sequence in its own network calls."""
+    """Tokens int64 [B, L]: `template` with its masked positions sampled, each sequence in its own network calls.
+
+    trajectory: one with a policy. last: what becomes of positions that are masked after its steps: "draw" draws them
+    from the law, "argmax" takes the likeliest tokens, "leave" leaves the mask id.
+    """
     seed = seeds.resolve(options.seed)
 
     def sampler(reveal: Reveal, choose: Categorical | None) -> Sampler:

@@ -1,15 +1,17 @@
 """dllm's `MDLMSampler` (github.com/ZHZisZZ/dllm), without its logits."""
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unmask.canvas import Canvas
+from unmask.denoiser import Denoiser
 from unmask.dropin import patching, plain, seeds
 from unmask.dropin.rule import Rule
 from unmask.dropin.transfer import Block, Transferred, binomial, common_steps, cut, even, linear, rounded
@@ -83,6 +85,10 @@ class MDLMSampler:
     tokenizer: Any
     scheduler: Any = None
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, nn.Module):
+            self.model = denoiser_of(self.model, self.tokenizer.mask_token_id)
+
     def sample(self, inputs: Sequence[Tensor | list], config: Any = None, **options: Any) -> BaseSamplerOutput | Tensor:
         """Prompts, each with `max_new_tokens` after it, int64 [B, T]; shorter rows end in the end-of-text id.
 
@@ -99,39 +105,48 @@ class MDLMSampler:
             raise ValueError(
                 f"max_length must be more than the {longest} tokens of the longest input, got {options.max_length}"
             )
-        canvas = self._canvas([torch.cat([prompt, prompt.new_full((num_new,), mask_id)]) for prompt in prompts])
+        denoiser = denoiser_of(self.model, mask_id, shift=options.right_shift_logits)
+        whole = [torch.cat([prompt, prompt.new_full((num_new,), mask_id)]) for prompt in prompts]
+        canvas = self._canvas(whole, denoiser.device)
         starts = torch.tensor([len(prompt) for prompt in prompts], device=canvas.tokens.device)
-        return self._run(canvas, options, starts, num_new, infill=False)
+        return self._run(denoiser, canvas, options, starts, num_new, infill=False)
 
     def infill(self, inputs: Sequence[Tensor | list], config: Any = None, **options: Any) -> BaseSamplerOutput | Tensor:
         """Rows of token ids with their mask ids filled, int64 [B, T]; shorter rows end in the end-of-text id.
 
         Blocks are cut from whole rows; `block_size` None is one block. All else as in `sample`; blocks that do not hold
-        equally many mask ids take the slow path as well.
+        equally many mask ids take the slow path as well. On the fast one a position that drew the mask id may still be
+        revealed in a later block.
         """
         options = MDLMSamplerConfig.of(config, options)
-        canvas = self._canvas(self._rows(inputs, options))
+        denoiser = denoiser_of(self.model, self.tokenizer.mask_token_id, shift=options.right_shift_logits)
+        canvas = self._canvas(self._rows(inputs, options), denoiser.device)
         starts = torch.zeros(len(canvas.tokens), dtype=torch.int64, device=canvas.tokens.device)
-        return self._run(canvas, options, starts, canvas.tokens.shape[1], infill=True)
+        return self._run(denoiser, canvas, options, starts, canvas.tokens.shape[1], infill=True)
 
     def _rows(self, inputs: Sequence[Tensor | list], options: MDLMSamplerConfig) -> list[Tensor]:
         """int64 [length] of each input; with shifted logits an empty list stands for the beginning of text."""
         if not len(inputs):
             raise ValueError("inputs must hold at least one row of token ids, got none")
         empty = [self.tokenizer.bos_token_id] if options.right_shift_logits else []
-        return [torch.as_tensor(row if len(row) else empty, dtype=torch.int64) for row in inputs]
+        return [torch.as_tensor(row if len(row) else empty, dtype=torch.int64, device="cpu") for row in inputs]
 
-    def _canvas(self, rows: list[Tensor]) -> Canvas:
-        device = self.model.device if hasattr(self.model, "device") else torch.device("cpu")
+    def _canvas(self, rows: list[Tensor], device: torch.device) -> Canvas:
         pad = torch.nn.utils.rnn.pad_sequence
         tokens = pad(rows, batch_first=True, padding_value=self.tokenizer.eos_token_id)
         valid = pad([torch.ones_like(row, dtype=torch.bool) for row in rows], batch_first=True)
         return Canvas(tokens.to(device), valid.to(device), self.tokenizer.mask_token_id)
 
     def _run(
-        self, canvas: Canvas, options: MDLMSamplerConfig, starts: Tensor, length: int, *, infill: bool
+        self,
+        denoiser: Denoiser,
+        canvas: Canvas,
+        options: MDLMSamplerConfig,
+        starts: Tensor,
+        length: int,
+        *,
+        infill: bool,
     ) -> BaseSamplerOutput | Tensor:
-        denoiser = denoiser_of(self.model, canvas.mask_id, shift=options.right_shift_logits)
         size = options.block_size or length
         shares = self._shares(math.ceil(options.steps / math.ceil(length / size)))
         generator, counts = plain.generator_of(options.seed), partial(rounded, shares=shares)
@@ -141,13 +156,16 @@ class MDLMSampler:
         if reason := _needs_logits(options, canvas, blocks, size):
             plain.warn(reason)
             windows = [(block.window, block.counts) for block in blocks]
-            history = list(plain.reveal_blocks(denoiser, canvas, windows, options.rule, generator))
+            steps = plain.reveal_blocks(denoiser, canvas, windows, options.rule, generator)
+            history = list(steps) if options.return_dict else list(deque(steps, maxlen=1))
         else:
             sampler = options.rule.sampler(
                 denoiser, size, len(canvas.tokens), Transferred, steps=len(shares), shares=shares
             )
             filled, num_steps = canvas.sample(sampler, seeds.resolve(options.seed)), sum(map(len, blocks))
-            history = filled.history(common_steps(blocks, filled.steps), num_steps)
+            history = [filled.tokens]
+            if options.return_dict:
+                history = filled.history(common_steps(blocks, filled.steps), num_steps)
         tokens = history[-1] if history else canvas.tokens
         return BaseSamplerOutput(tokens, [canvas.tokens, *history]) if options.return_dict else tokens
 

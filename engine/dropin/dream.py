@@ -81,6 +81,7 @@ class Options:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 < self.eps < 1:
             raise ValueError(f"eps must satisfy 0 < eps < 1, got {self.eps}")
+        Categorical(self.temperature, self.top_k, self.top_p)  # its checks
 
     def length(self, prompt_length: int) -> int:
         """Of the whole rows."""
@@ -111,7 +112,7 @@ class Options:
 def diffusion_generate(
     model: Model, inputs: Tensor, generation_config: Any = None, *, seed: int | None = None, **kwargs: Any
 ) -> DreamModelOutput | Tensor:
-    """Prompts int64 [B, P] continued, int64 [B, T] on their device; mask ids in a prompt are filled as well.
+    """Prompts int64 [B, P] continued, int64 [B, T] on the model's device; mask ids in them are filled as well.
 
     With `alg` maskgit_plus, topk_margin or entropy, temperature 0 and no `alg_temp` these are the tokens of the
     published function, but for scores that differ by less than the rounding of the logits; otherwise they have its law.
@@ -130,7 +131,7 @@ def diffusion_generate(
     attention_mask = kwargs.pop("attention_mask", None)
     options = Options.of(model, generation_config, kwargs)
     denoiser = denoiser_of(model, options.mask_token_id, shift=True)
-    canvas = _canvas(check_ids("inputs", inputs), attention_mask, options, denoiser.spec.mask_id)
+    canvas = _canvas(check_ids("inputs", inputs).to(denoiser.device), attention_mask, options, denoiser.spec.mask_id)
     keep_history = options.return_dict_in_generate and options.output_history
     if slow := _needs_logits(options, hooks):
         plain.warn(slow)

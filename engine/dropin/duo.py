@@ -43,8 +43,7 @@ def patch(
     check(obj, compat)
 
     def generate_samples(self, num_samples, labels=None, num_steps=None, eps=1e-5):
-        check(self, compat, labels)
-        return _run(self, num_samples, num_steps, eps, options)
+        return _run(self, num_samples, labels, num_steps, eps, options)
 
     patching.replace(obj, {"generate_samples": generate_samples})
 
@@ -65,12 +64,11 @@ def generate_samples(
     """Samples int64 [num_samples, num_tokens], on the device of the backbone.
 
     labels: must be None. num_steps: config.sampling.steps unless given. eps: the time at which the steps end.
-    Tokens are drawn from the nucleus of `p_nucleus`. Options are those of `Options`; compat="duo": log p
-    in bf16, noise of fp64 uniforms with their bias, in which the mask id competes.
+    Tokens are drawn from the nucleus of `p_nucleus`. The predictor "psi" takes the slow path, with one warning. Options
+    are those of `Options`; compat="duo": log p in bf16, noise of fp64 uniforms with their bias, in which the mask id
+    competes.
     """
-    options = Options("duo", **options)
-    check(self, options.compat, labels)
-    return _run(self, num_samples, num_steps, eps, options)
+    return _run(self, num_samples, labels, num_steps, eps, Options("duo", **options))
 
 
 def check(obj: Any, compat: str | None, labels: Tensor | None = None) -> None:
@@ -95,22 +93,16 @@ def check(obj: Any, compat: str | None, labels: Tensor | None = None) -> None:
         raise ValueError(f"labels must be None: no class is told to the model here, got {type(labels).__name__}")
 
 
-def _run(obj: Any, num_samples: int, num_steps: int | None, eps: float, options: Options) -> Tensor:
-    times = absorbing.linear_times(obj.config.sampling.steps if num_steps is None else num_steps, eps)
-    if obj.sampler == "psi":
-        times = obj._get_sampling_time_profile(eps, len(times) - 1).double().cpu()
-    with torch.no_grad():
-        chances = 1 - obj.noise(times)[1].double().cpu()
-    network, last = network_of(obj, float(chances[0])), LAST[obj.config.sampling.noise_removal]
-    if obj.sampler == "psi":
-        trajectory = _psi(chances.numpy(), obj._get_kappas(times).double().cpu().numpy())
-    else:
-        trajectory = Trajectory.ancestral((chances / chances[0]).numpy())
-    made, shape = denoiser(network, options.dtype), (num_samples, obj.num_tokens)
+def _run(
+    obj: Any, num_samples: int, labels: Tensor | None, num_steps: int | None, eps: float, options: Options
+) -> Tensor:
+    check(obj, options.compat, labels)
+    trajectory, most = _trajectory(obj, obj.config.sampling.steps if num_steps is None else num_steps, eps)
+    network, shape = network_of(obj, most), (num_samples, obj.num_tokens)
+    made, last = denoiser(network, options.dtype), LAST[obj.config.sampling.noise_removal]
     template = absorbing.check_tokens("prior_sample", obj.prior_sample(*shape), shape, obj.vocab_size)
     template = template.to(network.device)
-    # The analytic step reads scores and knows no nucleus.
-    top_p = 1.0 if obj.sampler == "analytic" else float(obj.p_nucleus)
+    top_p = 1.0 if obj.sampler == "analytic" else float(obj.p_nucleus)  # the analytic step knows no nucleus
     if options.compat is None and trajectory.policy is not None:
         choose = Categorical(top_p=top_p)
         return absorbing.sample(made, template, trajectory, options, last=last, choose=choose)
@@ -119,6 +111,18 @@ def _run(obj: Any, num_samples: int, num_steps: int | None, eps: float, options:
     arithmetic = PUBLISHED if options.compat else Arithmetic()
     law = nucleus(probabilities(obj.mask_index, arithmetic), top_p)
     return Stepwise(made, law, arithmetic).sample(template, trajectory, options, last=last)
+
+
+@torch.no_grad()
+def _trajectory(obj: Any, num_steps: int, eps: float) -> tuple[Trajectory, float]:
+    """Also the mask chance at time 1."""
+    times = absorbing.linear_times(num_steps, eps)
+    if obj.sampler == "psi":
+        times = obj._get_sampling_time_profile(eps, num_steps).double().cpu()
+    chances = (1 - obj.noise(times)[1].double().cpu()).numpy()
+    if obj.sampler == "psi":
+        return _psi(chances, obj._get_kappas(times).double().cpu().numpy()), float(chances[0])
+    return Trajectory.ancestral(chances / chances[0]), float(chances[0])
 
 
 def _psi(chances: np.ndarray, kappas: np.ndarray) -> Trajectory:

@@ -43,7 +43,8 @@ def generate(
     """
     prompt = check_ids("prompt", prompt)
     _, block_steps = share_steps(steps, gen_length, block_length)
-    denoiser, canvas = denoiser_of(model, mask_id, shift=False), canvas_of(prompt, None, gen_length, mask_id)
+    denoiser = denoiser_of(model, mask_id, shift=False)
+    canvas = canvas_of(prompt.to(denoiser.device), None, gen_length, mask_id)
     if canvas.masked[:, : prompt.shape[1]].any():
         raise ValueError(f"prompt must hold no mask ids, got {mask_id} in it; unmask.dropin.llada.generate fills them")
     counts = {"steps": block_steps} if threshold is None else {"threshold": threshold}

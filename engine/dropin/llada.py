@@ -33,7 +33,7 @@ def generate(
     *,
     seed: int | None = None,
 ) -> Tensor:
-    """Prompts int64 [B, P] with `gen_length` tokens after each, int64 [B, P + gen_length], on the prompts' device.
+    """Prompts int64 [B, P] with `gen_length` tokens after each, int64 [B, P + gen_length], on the model's device.
 
     At temperature 0 and with low_confidence these are the tokens of the published function, but for scores that differ
     by less than the rounding of the logits; otherwise they have its law.
@@ -41,8 +41,8 @@ def generate(
     model: a live module (see `unmask.wrap`), a denoiser, or where one is stored. attention_mask: zeros on the left of a
     row are padding, which no network sees. steps: in all; each block of `block_length` tokens takes an equal share of
     them. remasking: "low_confidence" reveals the tokens with the highest probability, "random" any. logits_eos_inf:
-    never draw id 126081. confidence_eos_eot_inf: reveal ids 126081 and 126348 last. seed: unsigned 64-bit; None draws
-    it from torch's generator.
+    never draw id 126081. confidence_eos_eot_inf: reveal id 126348 last, and at temperature 0 id 126081 too, as
+    published. seed: unsigned 64-bit; None draws it from torch's generator.
 
     Mask ids in the prompt take the slow path, with a `SlowPathWarning`.
 
@@ -52,10 +52,10 @@ def generate(
     num_blocks, block_steps = share_steps(steps, gen_length, block_length)
     denoiser = denoiser_of(model, mask_id, shift=False)
     suppress = (EOS,) * logits_eos_inf
-    doubted = (EOT, *(EOS,) * (temperature == 0)) * confidence_eos_eot_inf  # as published: only greedy doubts EOS
+    doubted = (EOT, *(EOS,) * (temperature == 0)) * confidence_eos_eot_inf
     _check_known(denoiser, suppress + doubted)
     rule = Rule(temperature, remasking, suppress, doubted, cfg_scale)
-    canvas = canvas_of(prompt, attention_mask, gen_length, mask_id)
+    canvas = canvas_of(prompt.to(denoiser.device), attention_mask, gen_length, mask_id)
     if canvas.masked[:, : prompt.shape[1]].any():
         plain.warn("mask ids in the prompt")
         blocks = _plain_blocks(canvas, prompt.shape[1], num_blocks, block_length, block_steps)
@@ -88,6 +88,7 @@ def _check_known(denoiser: Denoiser, ids: tuple[int, ...]) -> None:
 
 
 def canvas_of(prompt: Tensor, attention_mask: Tensor | None, gen_length: int, mask_id: int) -> Canvas:
+    """Prompts with `gen_length` mask ids after each."""
     fresh = prompt.new_full((len(prompt), gen_length), mask_id)
     valid = valid_of(attention_mask, prompt, left=True)
     return Canvas(
@@ -95,7 +96,7 @@ def canvas_of(prompt: Tensor, attention_mask: Tensor | None, gen_length: int, ma
     )
 
 
-def _plain_blocks(canvas: Canvas, start: int, num_blocks: int, length: int, steps: int):
+def _plain_blocks(canvas: Canvas, start: int, num_blocks: int, length: int, steps: int) -> list[tuple[Tensor, Tensor]]:
     """As `plain.reveal_blocks` takes them: all that is masked before a block's end, and equal counts."""
     place = torch.arange(canvas.tokens.shape[1], device=canvas.tokens.device).expand_as(canvas.tokens)
     counts = torch.full((len(canvas.tokens), steps), length // steps)

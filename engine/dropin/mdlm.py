@@ -40,7 +40,7 @@ def patch(
     options = Options("mdlm", seed, compat, dtype, max_batch)
     check(obj, compat)
 
-    def _sample(self: Any, num_steps: int | None = None, eps: float = 1e-5) -> Tensor:
+    def _sample(self, num_steps=None, eps=1e-5):
         return _run(self, num_steps, eps, options)
 
     patching.replace(obj, {"_sample": _sample})
@@ -59,9 +59,7 @@ def _sample(self: Any, num_steps: int | None = None, eps: float = 1e-5, **option
     `Options`; compat="mdlm": log p in bf16, noise of fp32 uniforms with their bias, in which the mask id competes, and
     the likeliest tokens in the end.
     """
-    options = Options("mdlm", **options)
-    check(self, options.compat)
-    return _run(self, num_steps, eps, options)
+    return _run(self, num_steps, eps, Options("mdlm", **options))
 
 
 def check(obj: Any, compat: str | None) -> None:
@@ -76,20 +74,17 @@ def check(obj: Any, compat: str | None) -> None:
             f"parameterization must be {' or '.join(served)} for the predictor {obj.sampler!r}, "
             f"compat {compat}; got {obj.parameterization!r}"
         )
-    if obj.sampler == "ddpm_cache":
-        check_log_linear(obj)
-
-
-def check_log_linear(obj: Any) -> None:
     noise = setting(obj.config, "noise.type")
-    if noise != "loglinear":
+    if obj.sampler == "ddpm_cache" and noise != "loglinear":
         raise ValueError(f"config.noise.type must be loglinear for the predictor 'ddpm_cache', got {noise!r}")
 
 
 def _run(obj: Any, num_steps: int | None, eps: float, options: Options) -> Tensor:
+    check(obj, options.compat)
     times = absorbing.linear_times(obj.config.sampling.steps if num_steps is None else num_steps, eps)
     chances = mask_chances(obj, times)
-    made, template = denoiser(network_of(obj, float(chances[0])), options.dtype), prior(obj)
+    network = network_of(obj, float(chances[0]))
+    made, template = denoiser(network, options.dtype), prior(obj).to(network.device)
     trajectory, last = Trajectory.ancestral((chances / chances[0]).numpy()), last_of(obj, options)
     if options.compat is None:
         return absorbing.sample(made, template, trajectory, options, last=last)
@@ -112,8 +107,7 @@ def mask_chances(obj: Any, times: Tensor) -> Tensor:
 def prior(obj: Any) -> Tensor:
     """Where sampling begins, int64 [B, L]; a `_sample_prior` of one's own may give tokens."""
     shape = int(obj.config.loader.eval_batch_size), int(obj.config.model.length)
-    begin = absorbing.check_tokens("_sample_prior", obj._sample_prior(*shape), shape, obj.vocab_size)
-    return begin.to(next(obj.backbone.parameters()).device)
+    return absorbing.check_tokens("_sample_prior", obj._sample_prior(*shape), shape, obj.vocab_size)
 
 
 def network_of(obj: Any, most: float) -> Network:

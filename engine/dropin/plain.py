@@ -12,13 +12,10 @@ from torch import Tensor
 
 from unmask.canvas import Canvas
 from unmask.denoiser import Batch, Denoiser
+from unmask.dropin.patching import SlowPathWarning
 from unmask.dropin.rule import Rule
 from unmask.kernels.logits import Logits
 from unmask.workspace import Workspace
-
-
-class SlowPathWarning(UserWarning):
-    """A call is served by a plain loop that stores all logits [B, T, V]."""
 
 
 def warn(reason: str) -> None:
@@ -72,6 +69,7 @@ def reveal_blocks(
     blocks: pairs of bool [B, T], where positions may be revealed, and int64 [B, S], how many of each row are in each
     step. A position that draws the mask id counts as revealed and stays masked.
     """
+    rule.check(denoiser.spec.vocab_size)
     x, mask_id = canvas.tokens.clone(), canvas.mask_id
     given = canvas.valid & (x != mask_id) & ~torch.isin(x, torch.tensor(rule.kept, dtype=x.dtype, device=x.device))
     for window, counts in blocks:

@@ -1,7 +1,8 @@
 """ReMDM's `Diffusion._sample`, github.com/kuleshov-group/remdm; Wang et al. 2025, arXiv 2503.00307.
 
 Which positions are masked again does not depend on tokens in the samplers remdm-cap, remdm-rescale and remdm-loop:
-they are planned ahead by `unmask.Remask`. As in the published code config.sampling.sampler and nucleus_p count for the
+they are planned ahead by `unmask.Remask`. In remdm-conf it depends on the probabilities that tokens were drawn with,
+which is `unmask.RemaskConfidence`. As in the published code config.sampling.sampler and nucleus_p count for the
 predictor "ddpm_cache" alone; "ddpm" and "analytic" are those of `unmask.dropin.mdlm`.
 """
 
@@ -16,10 +17,10 @@ from unmask.dropin import absorbing, mdlm, patching
 from unmask.dropin.absorbing import Options, Trajectory
 from unmask.dropin.backbones import denoiser, setting
 from unmask.dropin.stepwise import Arithmetic, Stepwise, nucleus, probabilities
-from unmask.remask import Remask, time_grid
+from unmask.remask import Remask, RemaskConfidence, time_grid
 
 SCHEDULES = {"remdm-cap": "cap", "remdm-rescale": "rescale", "remdm-loop": "loop"}
-SAMPLERS = "mdlm", *SCHEDULES, "forward-backward"
+SAMPLERS = "mdlm", *SCHEDULES, "forward-backward", "remdm-conf"
 
 
 def fits(obj: Any) -> bool:
@@ -61,9 +62,7 @@ def _sample(self: Any, num_steps: int | None = None, eps: float = 1e-5, **option
     the slow path, with one warning. compat="remdm": log p in bf16, noise of fp64 uniforms with their bias, in which the
     mask id competes, the published nucleus, and the likeliest tokens in the end.
     """
-    options = Options("remdm", **options)
-    check(self, options.compat)
-    return _run(self, num_steps, eps, options)
+    return _run(self, num_steps, eps, Options("remdm", **options))
 
 
 def check(obj: Any, compat: str | None) -> None:
@@ -81,11 +80,13 @@ def _sampler(obj: Any) -> str:
 
 
 def _run(obj: Any, num_steps: int | None, eps: float, options: Options) -> Tensor:
+    check(obj, options.compat)
     num_steps = obj.config.sampling.steps if num_steps is None else num_steps
     times = absorbing.linear_times(num_steps, eps)
     chances = mdlm.mask_chances(obj, times)
     trajectory = _trajectory(obj, num_steps, eps, (chances / chances[0]).numpy())
-    made, template = denoiser(mdlm.network_of(obj, float(chances[0])), options.dtype), mdlm.prior(obj)
+    network = mdlm.network_of(obj, float(chances[0]))
+    made, template = denoiser(network, options.dtype), mdlm.prior(obj).to(network.device)
     last = mdlm.last_of(obj, options)
     top_p = float(setting(obj.config, "sampling.nucleus_p", 1.0)) if obj.sampler == "ddpm_cache" else 1.0
     if options.compat is None and trajectory.policy is not None:
@@ -94,7 +95,8 @@ def _run(obj: Any, num_steps: int | None, eps: float, options: Options) -> Tenso
         patching.warn_once(f"the sampler {_sampler(obj)!r} is not planned ahead: steps are taken one by one")
     arithmetic = _published(obj) if options.compat else Arithmetic()
     law = nucleus(probabilities(obj.mask_index, arithmetic), top_p, crossing=options.compat is None)
-    return Stepwise(made, law, arithmetic).sample(template, trajectory, options, last=last)
+    run = Stepwise(made, law, arithmetic, doubting=_sampler(obj) == "remdm-conf")
+    return run.sample(template, trajectory, options, last=last)
 
 
 def _published(obj: Any) -> Arithmetic:
@@ -107,13 +109,16 @@ def _trajectory(obj: Any, num_steps: int, eps: float, rates: np.ndarray) -> Traj
     sampler, sampling = _sampler(obj), obj.config.sampling
     if sampler == "mdlm":
         return Trajectory.ancestral(rates)
+    times = time_grid(num_steps, eps)
     if sampler == "forward-backward":
-        return _forward_backward(time_grid(num_steps, eps))
-    names = ("eta", "t_on", "t_off", "alpha_on") if sampler == "remdm-loop" else ("eta",)
-    numbers = {name: setting(sampling, name) for name in names}
-    policy = Remask(num_steps, SCHEDULES[sampler], eps=eps, **numbers)
+        return _forward_backward(times)
+    if sampler == "remdm-conf":
+        policy = RemaskConfidence(num_steps, eps)
+    else:
+        names = ("eta", "t_on", "t_off", "alpha_on") if sampler == "remdm-loop" else ("eta",)
+        policy = Remask(num_steps, SCHEDULES[sampler], eps=eps, **{name: setting(sampling, name) for name in names})
     reveal, remask = policy.chances[:, :num_steps]
-    return Trajectory(time_grid(num_steps, eps), reveal, remask, policy)
+    return Trajectory(times, reveal, remask, policy)
 
 
 def _forward_backward(times: np.ndarray) -> Trajectory:

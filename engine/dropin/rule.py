@@ -35,11 +35,20 @@ class Rule:
 
     def __post_init__(self) -> None:
         score_of(self.remasking)
+        Categorical(self.temperature)  # its checks
+        if self.guidance < 0:
+            raise ValueError(f"guidance must be 0 or above, got {self.guidance}")
+
+    def check(self, vocab_size: int) -> None:
+        """Raises ValueError for an id that the model does not have."""
+        if unknown := [one for one in (*self.suppress, *self.doubted) if not 0 <= one < vocab_size]:
+            raise ValueError(f"suppressed ids must be from 0 to {vocab_size - 1}, got {unknown[0]}")
 
     def sampler(
         self, denoiser: Denoiser, length: int, max_batch: int, policy: type[Confidence] = Confidence, **counts: Any
     ) -> Sampler:
         """Its sampler, over blocks of `length` masked positions. counts: how many a step reveals, as of `policy`."""
+        self.check(denoiser.spec.vocab_size)
         if self.kept and self.guidance:
             raise ValueError(f"kept must be empty with guidance, got {self.kept}")
         score = score_of(self.remasking)

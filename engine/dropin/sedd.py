@@ -42,8 +42,8 @@ def patch(
 
     Options are those of `Options`. Raises ValueError for one out of range, and if `obj` is patched already.
     """
-    options = vars(Options("sedd", seed, compat, dtype, max_batch))
-    del options["peer"]
+    options = {"seed": seed, "compat": compat, "dtype": dtype, "max_batch": max_batch}
+    Options("sedd", **options)
 
     def get_pc_sampler(
         graph, noise, batch_dims, predictor, steps, denoise=True, eps=1e-5, device=CPU, proj_fun=unchanged

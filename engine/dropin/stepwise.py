@@ -16,7 +16,7 @@ from unmask.dropin.absorbing import Options, Trajectory
 from unmask.kernels.logits import Logits
 from unmask.workspace import Workspace
 
-_PIECE = 16 << 20  # logits that exist at once
+_PIECE = 4 << 20  # logits that exist at once
 _NEVER = -1e6  # what the published code adds to the mask id's logit
 
 Law = Callable[[Tensor], Tensor]
@@ -51,10 +51,12 @@ class Arithmetic:
 
 @dataclass(frozen=True, eq=False)
 class Stepwise:
-    """A run of the slow path.
+    """What is done in a step.
 
     law: float32 logits [R, V] of masked positions -> what the tokens weigh [R, V], 0 for the mask id.
     scores: the law need not sum to one, and what it sums to scales the chance of being revealed, as in SEDD's samplers.
+    doubting: a trajectory's `remask` is shared out among the revealed positions of a sequence by softmax(-p), p the
+        weight that a token had when it was drawn, as in ReMDM-conf; given tokens have no share.
     hook: called with the tokens int64 [B, L] before each step and before what follows the last, returns them.
     """
 
@@ -62,74 +64,92 @@ class Stepwise:
     law: Law
     arithmetic: Arithmetic
     scores: bool = False
+    doubting: bool = False
     hook: Callable[[Tensor], Tensor] | None = None
 
     @torch.no_grad()
     def sample(self, template: Tensor, trajectory: Trajectory, options: Options, *, last: str) -> Tensor:
-        """Tokens int64 [B, L]; last: see `absorbing.LAST`."""
-        generator = torch.Generator(template.device).manual_seed(seeds.resolve(options.seed))
-        tokens = template.clone()
+        """Tokens int64 [B, L]; last: as for `absorbing.sample`."""
+        run = _Run(self, template, options)
         for rate, reveal, remask in zip(trajectory.rates, trajectory.reveal, trajectory.remask, strict=False):
-            before = self._hooked(tokens)
-            tokens = self._revealed(before, float(rate), float(reveal), options.max_batch, generator)
-            if remask > 0:
-                again = (
-                    torch.rand(before.shape, dtype=torch.float64, device=before.device, generator=generator) < remask
-                )
-                tokens[again & (before != self.mask_id)] = self.mask_id
-        if last == "leave":
-            return tokens
-        tokens, rate = self._hooked(tokens), float(trajectory.rates[-1])
-        for rows, weights in self._laws(tokens, tokens == self.mask_id, rate, options.max_batch):
-            drawn = weights.argmax(-1) if last == "argmax" else self.arithmetic.draw(weights, generator)
-            tokens.view(-1)[rows] = drawn
-        return tokens
+            run.call_hook()
+            again = run.again(float(remask)) if remask > 0 else None  # of those that are revealed before the step
+            run.reveal(float(rate), float(reveal))
+            if again is not None:
+                run.mask(again)
+        if last != "leave":
+            run.call_hook()
+            run.finish(float(trajectory.rates[-1]), greedy=last == "argmax")
+        return run.tokens
 
-    @property
-    def mask_id(self) -> int:
-        return self.denoiser.spec.mask_id
 
-    def _hooked(self, tokens: Tensor) -> Tensor:
-        return tokens if self.hook is None else self.hook(tokens)
+class _Run:
+    """tokens: int64 [B, L]. doubts: float64 [B, L], -p of each revealed position, -inf of the others."""
 
-    def _revealed(
-        self, tokens: Tensor, rate: float, reveal: float, max_batch: int, generator: torch.Generator
-    ) -> Tensor:
-        chosen, after = tokens == self.mask_id, tokens.clone()
-        if not self.arithmetic.competes:
-            chosen &= _uniform(tokens, generator) < reveal
-        for rows, law in self._laws(tokens, chosen, rate, max_batch):
+    def __init__(self, path: Stepwise, template: Tensor, options: Options):
+        self.path, self.max_batch, self.mask_id = path, options.max_batch, path.denoiser.spec.mask_id
+        self.tokens = template.clone()
+        self.doubts = torch.full(template.shape, -torch.inf, dtype=torch.float64, device=template.device)
+        self.generator = torch.Generator(template.device).manual_seed(seeds.resolve(options.seed))
+        size = self.max_batch * template.shape[1]
+        self.workspace = Workspace([path.denoiser.buffers(size, size, self.max_batch)], path.denoiser.device)
+
+    def call_hook(self) -> None:
+        if self.path.hook is not None:
+            self.tokens = self.path.hook(self.tokens)
+
+    def again(self, chance: float) -> Tensor:
+        """bool [B, L]: which of the revealed positions are masked again."""
+        share = self.doubts.softmax(1).nan_to_num(0) if self.path.doubting else 1.0
+        return (self.tokens != self.mask_id) & (self._uniform() < chance * share)
+
+    def mask(self, chosen: Tensor) -> None:
+        self.tokens[chosen], self.doubts[chosen] = self.mask_id, -torch.inf
+
+    def reveal(self, rate: float, chance: float) -> None:
+        arithmetic, chosen = self.path.arithmetic, self.tokens == self.mask_id
+        if not arithmetic.competes:
+            chosen &= self._uniform() < chance
+        tokens = self.tokens.clone()
+        for rows, law in self._laws(chosen, rate):
             weights = law
-            if self.arithmetic.competes:
-                weights = law.to(self.arithmetic.products) * reveal
-                weights[:, self.mask_id] = 1 - (weights.sum(-1) if self.scores else reveal)
-            after.view(-1)[rows] = self.arithmetic.draw(weights, generator)
-        return after
+            if arithmetic.competes:
+                weights = law.to(arithmetic.products) * chance
+                weights[:, self.mask_id] = 1 - (weights.sum(-1) if self.path.scores else chance)
+            drawn = arithmetic.draw(weights, self.generator)
+            tokens.view(-1)[rows] = drawn
+            doubts = -law.gather(1, drawn[:, None])[:, 0].double()
+            self.doubts.view(-1)[rows] = doubts.where(drawn != self.mask_id, -torch.inf)
+        self.tokens = tokens
 
-    def _laws(self, tokens: Tensor, chosen: Tensor, rate: float, max_batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def finish(self, rate: float, *, greedy: bool) -> None:
+        """Reveal everything."""
+        for rows, law in self._laws(self.tokens == self.mask_id, rate):
+            self.tokens.view(-1)[rows] = law.argmax(-1) if greedy else self.path.arithmetic.draw(law, self.generator)
+
+    def _uniform(self) -> Tensor:
+        options = {"device": self.tokens.device, "generator": self.generator}
+        return torch.rand(self.tokens.shape, dtype=torch.float64, **options)
+
+    def _laws(self, chosen: Tensor, rate: float) -> Iterator[tuple[Tensor, Tensor]]:
         """(flat indices of chosen positions, weights of their tokens), a piece at a time."""
-        sequences, length = chosen.any(1).nonzero().flatten(), tokens.shape[1]
-        size = max_batch * length
-        workspace = Workspace([self.denoiser.buffers(size, size, max_batch)], self.denoiser.device)
-        for some in sequences.split(max_batch) if len(sequences) else ():
-            local, wanted = tokens[some], chosen[some]
+        denoiser, length = self.path.denoiser, self.tokens.shape[1]
+        sequences = chosen.any(1).nonzero().flatten()
+        for some in sequences.split(self.max_batch) if len(sequences) else ():
+            wanted = chosen[some]
             batch = Batch(
-                local.flatten(),
+                self.tokens[some].flatten(),
                 (length,) * len(some),
                 wanted.flatten().nonzero().flatten(),
                 tuple(wanted.sum(1).tolist()),
-                torch.full((len(some),), rate, device=tokens.device),
+                torch.full((len(some),), rate, device=chosen.device),
             )
             flat = some[batch.rows // length] * length + batch.rows % length
-            for part, hidden in self.denoiser.chunks(batch, workspace):
-                head = Logits(hidden, self.denoiser.head.weight, self.denoiser.head.bias)
-                for piece in torch.arange(len(hidden)).split(max(1, _PIECE // head.vocab_size)):
-                    rows = slice(int(piece[0]), int(piece[-1]) + 1)
-                    yield flat[part][rows], self.law(head.compute(rows, torch.float32))
-
-
-def _uniform(like: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.rand(like.shape, dtype=torch.float64, device=like.device, generator=generator)
+            for part, hidden in denoiser.chunks(batch, self.workspace):
+                head = Logits(hidden, denoiser.head.weight, denoiser.head.bias)
+                for rows in torch.arange(len(hidden)).split(max(1, _PIECE // head.vocab_size)):
+                    piece = slice(int(rows[0]), int(rows[-1]) + 1)
+                    yield flat[part][piece], self.path.law(head.compute(piece, torch.float32))
 
 
 def probabilities(mask_id: int, arithmetic: Arithmetic) -> Law:

@@ -16,7 +16,8 @@ class Layout:
 
     spec: the fields of a `DenoiserSpec` but tokenizer and num_parameters. shapes: of every parameter, by the names that
     the trunk reads. names: what the checkpoint calls those it calls otherwise. unused: shapes of tensors that it may
-    hold beside them; None: of any shape. trunk, options: makes the denoiser.
+    hold beside them; None: of any shape. trunk, options: makes the denoiser; its BLOCKS is what the names of all blocks
+    begin with, its VOCABULARY the names of what has a row for each id.
     """
 
     spec: Mapping[str, Any]
@@ -34,8 +35,8 @@ class Layout:
 
 class Family(NamedTuple):
     """Who describes a checkpoint. title: for errors; a checkpoint is one of the family if its configuration has one of
-    `model_types`, or any if there are none and it has the key that `keys` begin with. keys, tensor: what each must
-    have: entries of its configuration, and a tensor, under any of these names."""
+    `model_types`, or any if there are none and it has the key that `keys` begin with. keys, tensors: what each must
+    have: entries of its configuration, and one tensor, under any of these names."""
 
     title: str
     model_types: tuple[str, ...]
