@@ -35,6 +35,9 @@ class Caching:
         if self.refresh is not None:
             checked_whole("refresh", self.refresh, least=1)
 
+    def __str__(self) -> str:
+        return self.kind if self.refresh is None else f"{self.kind}:{self.refresh}"
+
 
 class KeyValues:
     """Keys and values of all resident sequences, [num_blocks, 2, slots * length, key heads, head_dim] in the dtype of

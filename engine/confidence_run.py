@@ -163,7 +163,8 @@ class ConfidenceRun(AdaptiveRun):
             request = None if num_left[slot] else self.timeline.release(slot, sequence)
             if request is not None:
                 self._num_finished += 1
-                self._complete.add(sequence)
+                if self._on_tick is not None:
+                    self._complete.add(sequence)
                 yield self._slots.take(torch.tensor([slot], device=self._device), [sequence], [request.length])
 
     def _tell(self, tick: Round) -> Round:
