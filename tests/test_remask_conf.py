@@ -311,7 +311,7 @@ def test_what_is_not_there_is_an_error():
     with pytest.raises(ValueError, match=r"reveal must fix how many positions .* got remask:4:conf"):
         Sampler(dit, reveal=policy).plan(1, 16)
     Sampler(dit, reveal=policy).check(1, 16)
-    with pytest.raises(ValueError, match="length must .* got 17"):
+    with pytest.raises(ValueError, match=r"length must .* got 17"):
         Sampler(dit, reveal=policy).check(1, 17)
     with pytest.raises(ValueError, match="caching must be None with a policy that masks again, blocks:8:remask:4:conf"):
         Sampler(dit, reveal=Blocks(policy, 8), caching=Caching())
