@@ -19,8 +19,9 @@ EXTRAS := test,lint$(if $(shell command -v chromium chromium-browser google-chro
 sample: env
 	$(BIN)/unmask sample
 
+# Files of tests side by side, each on one thread.
 test: env
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile
 
 # Times every operator beside its peers, and a denoising step, on two cores; let nothing else run meanwhile.
 # make bench MDLM=path/to/checkout puts the published sampler, github.com/kuleshov-group/mdlm, beside the step.

@@ -11,7 +11,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import torch
 
-from unmask.arguments import checked_steps, checked_whole
+from unmask.arguments import checked_ids, checked_steps, checked_whole
 from unmask.kernels.checks import check_number
 from unmask.reveal import register
 
@@ -63,7 +63,7 @@ class Confidence:
     adaptive: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "doubted", tuple(self.doubted))
+        object.__setattr__(self, "doubted", checked_ids("doubted", self.doubted))
         if self.score not in SCORES:
             raise ValueError(f"score must be one of {', '.join(SCORES)}, got {self.score!r}")
         self._check_rule()
@@ -182,7 +182,8 @@ def trajectory(policy: object, positions: np.ndarray, *, draw_mask: bool = False
         if counts is None:
             # What is masked again keeps its window.
             known = end if getattr(inner, "remasks", False) else -1
-            steps += [(offset + k, known, -1, size) for k in range(inner.num_steps(size))]
+            most = windows[0][1] if draw_mask else size  # the window may be an earlier one
+            steps += [(offset + k, known, -1, most) for k in range(inner.num_steps(size))]
             offset += inner.num_steps(size)
             continue
         left = np.full_like(counts, stop) if draw_mask else size - np.append(0, counts.cumsum()[:-1])

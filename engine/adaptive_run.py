@@ -1,5 +1,6 @@
 """The loop of adaptive policies: candidates → denoiser → hidden rows → `sample_head` → some keep their token."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -191,11 +192,13 @@ class AdaptiveRun(Run):
         """bool [R]: which candidates keep their token."""
 
     def _reveal(self, inputs: AdaptiveInputs, found: Candidates, drawn: Drawn, kept: Tensor) -> None:
-        kept = kept & (drawn.token >= 0)
-        targets = torch.where(kept, self._targets(inputs, found.owner, found.position), self._slots.spare)
+        lawful = drawn.token >= 0
+        places = self._targets(inputs, found.owner, found.position)
+        targets = torch.where(kept & lawful, places, self._slots.spare)
         steps = inputs.steps[found.owner.clamp(max=found.num_sequences - 1)].int()
-        self._slots.tokens.index_copy_(0, targets, drawn.token)
-        self._slots.logprobs.index_copy_(0, targets, drawn.logprob)
+        self._slots.tokens.index_copy_(0, targets, drawn.token.clamp(min=0))  # networks read the spare place
+        logprob = torch.where(lawful, drawn.logprob, math.nan)  # `HandOut` looks for it
+        self._slots.logprobs.index_copy_(0, torch.where(lawful, targets, places), logprob)
         self._slots.reveal_step.index_copy_(0, targets, steps)
 
     def _also_revealed(self, owner: Tensor, position: Tensor) -> None:

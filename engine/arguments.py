@@ -1,6 +1,6 @@
 """Checks of what reveal policies are given, and words for what is wrong with it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -35,6 +35,19 @@ def checked_whole(name: str, number: int, least: int | None = None) -> int:
     if least is not None and number < least:
         raise ValueError(f"{name} must be at least {least}, got {number}")
     return int(number)
+
+
+def checked_ids(name: str, ids: Iterable[int], vocab_size: int | None = None) -> tuple[int, ...]:
+    wanted = f"{name} must hold ids from 0" + ("" if vocab_size is None else f" to {vocab_size - 1}")
+    if isinstance(ids, str) or not isinstance(ids, Iterable):
+        raise TypeError(f"{name} must be a list of ids, got {short(ids)}")
+    ids = tuple(ids)
+    for one in ids:
+        if isinstance(one, bool) or not isinstance(one, int | np.integer):
+            raise TypeError(f"{wanted}, got {one!r}")
+        if one < 0 or (vocab_size is not None and one >= vocab_size):
+            raise ValueError(f"{wanted}, got {one}")
+    return tuple(map(int, ids))
 
 
 def checked_grid(grid: str | Sequence[float], steps: int) -> str | tuple[float, ...]:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,6 +53,10 @@ class CachedRun(ConfidenceRun):
         super()._release()
         self._key_values = None
 
+    def _step(self, bucket: AdaptiveBucket, inputs: AdaptiveInputs) -> None:
+        self._lengths = [0] * bucket.num_sequences  # as long as nothing is masked, nothing is computed
+        super()._step(bucket, inputs)
+
     def _batch_of(
         self, bucket: AdaptiveBucket, inputs: AdaptiveInputs, packed: Packed, found: Candidates, mask_rate: Tensor
     ) -> Batch:
@@ -87,4 +92,4 @@ class CachedRun(ConfidenceRun):
         return torch.where(stale, 0, begins), torch.where(stale, lengths, stops)
 
     def _count(self, tick: Round) -> None:
-        super()._count(replace(tick, lengths=torch.tensor(self._lengths, dtype=torch.int32).numpy()))
+        super()._count(replace(tick, lengths=np.array(self._lengths, np.int32)))

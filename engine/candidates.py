@@ -87,8 +87,12 @@ class Candidates:
     @classmethod
     def of(cls, packed: Packed, wanted: Tensor, places: int | None, longest: int) -> "Candidates":
         """wanted: bool [T], which. places: rows to make room for; None counts them, which waits for a GPU. longest: no
-        sequence has more candidates, where places are given."""
+        sequence has more candidates, where places are given; what is wanted beyond it is none."""
         num = packed.per_sequence(wanted)
+        if places is not None:
+            # More than the host reckoned with: positions that found no finite law, and stay masked.
+            before = wanted.cumsum(0) - packed.spread(num.cumsum(0) - num)
+            wanted, num = wanted & (before <= longest), num.clamp(max=longest)
         row_starts = torch.nn.functional.pad(num.cumsum(0), (1, 0))
         if places is None:
             rows = wanted.nonzero().squeeze(1)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from unmask.arguments import checked_ids
 from unmask.kernels import checks
 
 
@@ -15,7 +16,8 @@ class Categorical:
     Equal logits count in the order of their ids, the lowest first.
     suppress: ids that are never drawn. begin_suppress: ids that the first masked position of a sample does not draw.
     draw_mask: the mask id takes part in the law, and a position that draws it stays masked, as in the published code of
-        LLaDA and Dream; with adaptive policies only, whose samples may then end with mask ids in them.
+        LLaDA and Dream; with adaptive policies only, whose samples may then end with mask ids in them. The log-prob
+        and reveal step of such a position are those of its last draw; where it was never drawn for, 0 and -1.
     """
 
     temperature: float = 1.0
@@ -30,4 +32,4 @@ class Categorical:
         checks.check_top_k(self.top_k)
         checks.check_top_p(self.top_p)
         for name in ("suppress", "begin_suppress"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            object.__setattr__(self, name, checked_ids(name, getattr(self, name)))

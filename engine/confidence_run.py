@@ -92,9 +92,9 @@ class ConfidenceRun(AdaptiveRun):
         if not policy.doubted and (plain or not policy.untempered):
             return drawn.logprob
         law = NETWORK_LAW if policy.untempered else choose
-        asked = self._draw(
-            denoiser, hidden, keys, targets, want=("lse",), bias=self._doubtful.get(denoiser), choose=law
-        )  # fmt: skip
+        # Where every possible id is doubted there is no law.
+        options = {"bias": self._doubtful.get(denoiser), "choose": law, "check": False}
+        asked = self._draw(denoiser, hidden, keys, targets, want=("lse",), **options)
         logit = drawn.logprob + drawn.lse
         if policy.untempered:
             logit = logit * (choose.temperature or 1.0)

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from unmask.arguments import checked_ids, short
+
 Allow = Mapping[int, Sequence[int]]
 
 
@@ -25,11 +27,20 @@ class Constraints:
     ) -> None:
         self.vocab_size = vocab_size
         self._suppressed, self._at_begin = frozenset(suppress), frozenset(begin_suppress)
-        self._check_ids("suppress", suppress)
-        self._check_ids("begin_suppress", begin_suppress)
-        self.one_for_each = allow is not None and not isinstance(allow, Mapping)
+        checked_ids("suppress", suppress, vocab_size)
+        checked_ids("begin_suppress", begin_suppress, vocab_size)
+        if len(self._suppressed) == vocab_size:
+            raise ValueError(f"suppress must leave an id that is not suppressed, got all {vocab_size} of them")
+        self.one_for_each = isinstance(allow, Sequence)
+        if not (self.one_for_each or isinstance(allow, Mapping | None)):
+            raise TypeError(f"allow must be a mapping from positions to ids or a list of them, got {short(allow)}")
+        for one in allow if self.one_for_each else ():
+            if not isinstance(one, Mapping | None):
+                raise TypeError(f"allow must be a list of mappings from positions to ids, got {short(one)} in it")
         self._allow = [dict(one or {}) for one in allow] if self.one_for_each else [dict(allow or {})]
         self._numbers: dict[frozenset[int], int] = {}
+        self._at_first: dict[frozenset[int], int] = {}  # a list's number where it stands first and ids are suppressed
+        self._everything = frozenset(range(vocab_size)) if self._at_begin else frozenset()
         for allowed in self._allow:
             self._number_lists(allowed)
 
@@ -43,26 +54,21 @@ class Constraints:
             raise ValueError(f"allow must be one mapping or {num_samples} of them, got {len(self._allow)}")
 
     def _number_lists(self, allowed: dict[int, Sequence[int]]) -> None:
+        """Number a mapping's lists, and make sets of them."""
         for position, ids in allowed.items():
             if isinstance(position, bool) or not isinstance(position, int | np.integer) or position < 0:
                 raise ValueError(f"allow must have positions from 0, got {position!r}")
-            self._check_ids(f"allow[{position}]", ids)
-            self._number(frozenset(map(int, ids)), f"allow[{position}]")
+            allowed[position] = frozenset(checked_ids(f"allow[{position}]", ids, self.vocab_size))
+            self._number(allowed[position], f"allow[{position}]")
         if self._at_begin:
-            everything = frozenset(range(self.vocab_size))
-            for ids in (everything, *(frozenset(map(int, ids)) for ids in allowed.values())):
-                if ids - self._at_begin - self._suppressed or ids is everything:
-                    self._number(ids - self._at_begin, "begin_suppress")
+            for ids in {self._everything, *allowed.values()} - self._at_first.keys():
+                if ids - self._at_begin - self._suppressed or ids is self._everything:
+                    self._at_first[ids] = self._number(ids - self._at_begin, "begin_suppress")
 
-    def _number(self, ids: frozenset[int], name: str) -> None:
+    def _number(self, ids: frozenset[int], name: str) -> int:
         if not ids - self._suppressed:
-            raise ValueError(f"{name} must leave an id that is not suppressed, got {sorted(ids)}")
-        self._numbers.setdefault(ids, len(self._numbers) + 1)
-
-    def _check_ids(self, name: str, ids: Sequence[int]) -> None:
-        for one in ids:
-            if isinstance(one, bool) or not isinstance(one, int | np.integer) or not 0 <= one < self.vocab_size:
-                raise ValueError(f"{name} must hold ids from 0 to {self.vocab_size - 1}, got {one!r}")
+            raise ValueError(f"{name} must leave an id that is not suppressed, got {short(sorted(ids))}")
+        return self._numbers.setdefault(ids, len(self._numbers) + 1)
 
     def of(self, index: int, masked: np.ndarray, length: int) -> np.ndarray:
         """int32 [length]: the list of each position of sample `index`, whose `masked` positions ascend."""
@@ -72,13 +78,13 @@ class Constraints:
             raise ValueError(f"allow must have positions below the length {length}, got {beyond[0]}")
         lists = np.zeros(length, np.int32)
         for position, ids in allowed.items():
-            lists[position] = self._numbers[frozenset(map(int, ids))]
+            lists[position] = self._numbers[ids]
         if self._at_begin and len(masked):
             first = int(masked[0])
-            ids = frozenset(map(int, allowed.get(first, range(self.vocab_size)))) - self._at_begin
-            if ids not in self._numbers:
+            ids = allowed.get(first, self._everything)
+            if ids not in self._at_first:
                 raise ValueError(f"allow[{first}] must leave an id that begin_suppress does not name, got none")
-            lists[first] = self._numbers[ids]
+            lists[first] = self._at_first[ids]
         return lists
 
     @property

@@ -65,6 +65,11 @@ class Planner:
         if not getattr(self.reveal, "adaptive", False):
             self.reveal.plan(np.empty((0, len(positions))), positions)
 
+    def check_lists(self, templates: Iterable[Template], constraints: Constraints) -> None:
+        """Raise ValueError unless the lists of ids suit all templates."""
+        for _ in self._chunks(templates, constraints, POSITIONS):
+            pass
+
     def planned(self, templates: Iterable[Template], seed: int, constraints: Constraints) -> Iterator[Planned]:
         """Of a planned policy: reveal plans, of several sequences with one template at a time."""
         check_seed(seed)

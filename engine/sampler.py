@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from unmask import memory
 from unmask.adaptive import groups
 from unmask.adaptive_run import AdaptiveSlots
+from unmask.arguments import checked_ids
 from unmask.cached_run import CachedRun, CachedSlots
 from unmask.caching import Caching, KeyValues
 from unmask.calibration import Calibration
@@ -49,8 +50,9 @@ class Sampler:
     guidance: scale w of unsupervised classifier-free guidance (Nie et al. 2025, arXiv 2502.09992): tokens are drawn
         from logits (1 + w) l - w u, u those of the sequence with its given positions masked. Two network calls for one.
     caching: `Caching(kind)` keeps keys and values between the steps of a block, which changes the tokens; none if None.
-    max_batch: sequences of one network call. max_resident: sequences in progress at once, 16 times `max_batch` unless
-        given; more of them fill ticks better and cost only their tokens.
+    max_batch: sequences of one network call. max_resident: sequences in progress at once. Unless given, 16 times
+        `max_batch`: more of them fill ticks better and cost only their tokens. Where one network decides alone what is
+        revealed, `max_batch`: all would wait for each other.
     impl: implementation of the head, see `unmask info`; None picks the fastest.
     graphs: replay ticks as CUDA graphs; None: on a GPU, for the models that allow it. The bits are the same without.
 
@@ -102,6 +104,7 @@ class Sampler:
         tokenizer = next((tokenizer for tokenizer in tokenizers if tokenizer is not None), None)
         max_length = min(model.spec.max_length for model in self.models.values())
         self._templates = Templates(first.spec, tokenizer, max_length)
+        self._check_policy_ids()
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -116,7 +119,19 @@ class Sampler:
     def _planner(self) -> Planner:
         return Planner(self.reveal, self.schedule, list(self.models), self.mask_id, self.choose.draw_mask)
 
+    def _check_policy_ids(self) -> None:
+        vocab_size = self._templates.vocab_size
+        checked_ids("doubted", getattr(self._policy, "doubted", ()), vocab_size)
+        stop_id = getattr(self.reveal, "stop_id", None)
+        if stop_id is None:
+            return
+        checked_ids("stop_id", (stop_id,), vocab_size)
+        if stop_id == self.mask_id:
+            raise ValueError(f"stop_id must be a token that ends a sequence, got the mask id {stop_id}")
+
     def _check_caching(self) -> None:
+        if not isinstance(self.caching, Caching | None):
+            raise TypeError(f"caching must be what to keep, such as Caching('dual'), got {self.caching!r}")
         first = next(iter(self.models.values()))
         obstacles = {
             f"a planned policy, {self.reveal}": not self.adaptive,
@@ -167,8 +182,11 @@ class Sampler:
     ) -> Plan:
         """What `sample` with the same arguments will do: every network call, counted, without making one.
 
-        With the calibration of a machine (`unmask.calibrate`) it also predicts the seconds of the run there. Where
-        scores decide how many positions are revealed, there is no plan: ValueError.
+        With the calibration of a machine (`unmask.calibrate`) it also predicts the seconds of the run there. What a run
+        may save on the way is not known before: a `stop_id` that is drawn, and what `caching` does not compute.
+
+        Raises:
+            ValueError: scores decide how many positions are revealed.
         """
         if self.adaptive and self._policy.counts(1) is None:
             raise ValueError(f"reveal must fix how many positions each step reveals, for a plan, got {self.reveal}")
@@ -236,6 +254,7 @@ class Sampler:
         requests = self._requests(num_samples, length, prompt, suffix)
         constraints = self._constraints(allow)
         constraints.check_count(int(num_samples))
+        self._planner.check_lists(requests, constraints)
         run = self._run(requests, length, seed, num_samples, constraints, view.update, spans)
         with view:
             view.start(int(num_samples), self._num_masked(requests), list(self.models))
@@ -256,8 +275,10 @@ class Sampler:
 
         `num_samples` None goes on as long as an iterable of prompts does, else for ever. Prompts are read as slots come
         free, so memory does not grow with the number of samples, and a bad one is an error only when its turn comes;
-        samples equal those of `sample` with the same seed.
+        samples equal those of `sample` with the same seed. `allow` is one mapping for all of them.
         """
+        if not isinstance(allow, Mapping | None):
+            raise TypeError(f"allow must be one mapping from positions to ids for a stream, got {type(allow).__name__}")
         if num_samples is not None:
             check_count("num_samples", num_samples)
         requests = self._templates.requests(num_samples, length, prompt, suffix)

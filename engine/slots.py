@@ -111,15 +111,15 @@ class HandOut:
         """(sequence, tokens int64 [L], logprobs float32 [L], reveal_step int32 [L]).
 
         A row that had no finite law was left masked by a head that does not wait to look: NonFiniteLogits names it.
-        With mask_id None a position may be masked still.
+        With mask_id None a position may be masked still, and its log-probability tells.
         """
         columns = tuple(_pageable(column) for column in self._fetched.wait())
         for row, (sequence, length) in enumerate(zip(self._sequences, self._lengths, strict=True)):
             tokens, logprobs, reveal_step = (column[row, :length] for column in columns)
-            masked = () if mask_id is None else (tokens == mask_id).nonzero()
-            if len(masked):
+            lawless = (logprobs.isnan() if mask_id is None else tokens == mask_id).nonzero()
+            if len(lawless):
                 raise NonFiniteLogits(
-                    f"sequence {sequence}, position {int(masked[0])}: a logit was NaN or +inf, or no id was possible"
+                    f"sequence {sequence}, position {int(lawless[0])}: a logit was NaN or +inf, or no id was possible"
                 )
             yield sequence, tokens, logprobs, reveal_step
 
