@@ -1,4 +1,4 @@
-"""Checks of what reveal policies are given, and words for what is wrong with it."""
+"""Checks of what policies and token choices are given, and words for what is wrong with it."""
 
 from collections.abc import Iterable, Sequence
 
