@@ -253,6 +253,56 @@ def test_the_mask_id_can_take_part(toy):
         Sampler(toy, reveal=Ancestral(3), choose=Categorical(draw_mask=True))
 
 
+@pytest.mark.parametrize("policy", [Confidence(steps=5, eps=0.1), Blocks(Confidence("random", steps=4, eps=0.2), 9)])
+def test_a_mask_id_that_is_never_drawn_changes_nothing(policy):
+    """Shares of what is masked, reckoned on the device, are the counts that the host knows."""
+    plain, drawn = (
+        Sampler(Toy(40, 32), reveal=policy, choose=choose, max_batch=4).sample(6, LENGTHS, prompt=[5, 9])
+        for choose in (Categorical(), Categorical(suppress=(MASK,), draw_mask=True))
+    )
+    assert same(plain, drawn)
+
+
+def test_a_random_order_is_drawn_anew_in_each_step():
+    """Where nothing but mask ids is drawn, each of four steps takes one of three positions."""
+    toy = Toy(9, 3)
+    choose = Categorical(suppress=tuple(i for i in range(9) if i != MASK), draw_mask=True)
+    samples = Sampler(toy, reveal=Confidence("random", per_step=1), choose=choose, max_batch=64).sample(3000, 3)
+    visited = np.bincount((samples.reveal_step >= 0).sum(1), minlength=4)[1:]
+    assert stats.chisquare(visited, np.array([3, 18, 6]) / 27 * 3000).pvalue > SMALLEST_P
+
+
+@pytest.mark.parametrize("doubted", [(7,), tuple(i for i in range(9) if i != MASK)])
+def test_a_position_may_have_doubted_ids_only(doubted):
+    sampler = Sampler(Toy(9, 6), reveal=Confidence(per_step=1, doubted=doubted), max_batch=4)
+    samples = sampler.sample(5, 6, allow={position: (7,) if position == 2 else (0, 2, 3) for position in range(6)})
+    assert (samples.tokens[:, 2] == 7).all() and (samples.tokens != MASK).all()
+    assert (samples.reveal_step[:, 2] == (5 if len(doubted) == 1 else 2)).all()  # the last; or all in order
+
+
+@pytest.mark.parametrize("policy", [Confidence(steps=3), Blocks(Confidence(threshold=0.05), 5)], ids=str)
+@pytest.mark.parametrize("guidance", [0.0, 1.0])
+def test_a_time_conditioned_network_is_told_what_is_left(policy, guidance):
+    """The share of what its template has masked, in both calls of guidance."""
+    told = []
+
+    def logits(tokens, mask_rate):
+        told.append((mask_rate.tolist(), (tokens == MASK).sum(1).tolist()))
+        return torch.sin(torch.arange(tokens.numel() * 12).view(*tokens.shape, 12) * 0.7)
+
+    spec = replace(Toy(12, 16).spec, time_conditioned=True)
+    model = LogitsDenoiser(logits, spec, max_bytes=2 * 4 * 12 * 16)  # two sequences at a time
+    Sampler(model, reveal=policy, guidance=guidance, max_batch=4).sample(4, 16, prompt=[[2], [2, 3, 4]] * 2)
+    assert all(len(rates) <= 2 for rates, _ in told)
+    for (rates, masked), (same_rates, all_masked) in zip(told[::2], told[1::2], strict=True) if guidance else ():
+        assert rates == same_rates
+        for rate, left, more in zip(rates, masked, all_masked, strict=True):
+            assert more - left in (1, 3) and rate == pytest.approx(left / (16 - (more - left)))
+    for rates, masked in () if guidance else told:
+        for rate, left in zip(rates, masked, strict=True):
+            assert any(rate == pytest.approx(left / (16 - given)) for given in (1, 3))
+
+
 # ---- How many a step reveals ----
 
 
@@ -263,9 +313,13 @@ def test_equal_counts_have_the_remainder_first(num_masked, steps):
     assert set(counts) <= {num_masked // steps, num_masked // steps + 1} and (np.diff(counts) <= 0).all()
 
 
-@pytest.mark.parametrize(("num_masked", "steps"), [(10, 3), (64, 64), (128, 17), (512, 512)])
-def test_counts_of_a_time_grid_are_those_of_a_loop(num_masked, steps):
-    eps, left = 1e-3, num_masked
+@pytest.mark.parametrize(
+    ("num_masked", "steps", "eps"),
+    [(10, 3, 1e-3), (128, 17, 1e-3), (512, 512, 1e-3), (64, 15, 0.2), (32, 8, 0.25), (16, 4, 0.5)],
+)
+def test_counts_of_a_time_grid_are_those_of_a_loop(num_masked, steps, eps):
+    """The last three are others in fp64."""
+    left = num_masked
     times = torch.linspace(1, eps, steps + 1)
     for i, count in enumerate(Confidence(steps=steps, eps=eps).counts(num_masked)):
         masked = torch.tensor([left]).sum() / 1
@@ -382,6 +436,7 @@ def test_a_stop_fills_what_follows_its_block(inner):
         assert (other.logprobs[ends[-1] :] == 0).all()
     assert len(set(ends)) > 1 and min(ends) < 32  # the given stop ends nothing, some drawn ones do
     assert ended.stats.events < free.stats.events and len(ended) == ended.stats.num_samples == 12
+    assert ended.stats.events == sum(len(one.reveal_step.unique()) - 1 for one in ended)  # none after the stop
 
 
 @pytest.mark.parametrize("policy", [Ancestral(4), Confidence(steps=4)], ids=str)
@@ -450,6 +505,7 @@ def test_bad_lists_are_named(choose, allow, message):
         ({"threshold": 0.5, "temperature_of_order": 1.0}, "temperature_of_order must be 0 where scores decide"),
         ({"score": "margin", "steps": 2, "untempered": True}, "score must be 'probability' with untempered"),
         ({"score": "random", "threshold": 0.5}, "threshold must be left out with random scores"),
+        ({"steps": 2, "doubted": (-1,)}, "doubted must hold ids from 0, got -1"),
     ],
 )
 def test_bad_options_are_named(options, message):
@@ -469,6 +525,19 @@ def test_policies_are_spelled(policy):
 def test_bad_spellings_are_named(text):
     with pytest.raises(ValueError, match="reveal must be one of"):
         parse(text)
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        (Confidence(steps=2, doubted=(9,)), "doubted must hold ids from 0 to 8, got 9"),
+        (Blocks(Confidence(steps=2), 4, stop_id=9), "stop_id must hold ids from 0 to 8, got 9"),
+        (Blocks(Confidence(steps=2), 4, stop_id=MASK), "stop_id must be a token that ends a sequence, got the mask id"),
+    ],
+)
+def test_ids_that_the_models_do_not_have_are_named(policy, message):
+    with pytest.raises(ValueError, match=message):
+        Sampler(Toy(9, 8), reveal=policy)
 
 
 @pytest.mark.parametrize("guidance", [-1.0, math.nan, math.inf, "2"])
