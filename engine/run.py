@@ -284,6 +284,8 @@ class Run(Iterator[Sample]):
         """Draw for no rows: what the head refuses, it refuses before the first network call."""
         weight = denoiser.head.weight
         num_columns, dtype = (denoiser.spec.vocab_size, None) if weight is None else (weight.shape[1], weight.dtype)
+        if weight is not None and self._guidance:
+            dtype = torch.promote_types(dtype, torch.float32)  # of combined rows
         hidden = torch.empty(0, num_columns, dtype=dtype, device=self._device)
         keys, targets = (torch.empty(*shape, dtype=torch.int64, device=self._device) for shape in ((0, 3), (0,)))
         self._draw(denoiser, hidden, keys, targets)

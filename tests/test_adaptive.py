@@ -11,11 +11,14 @@ import pytest
 import torch
 from scipy import stats
 from test_graphs import Repeated, with_executor  # noqa: F401, a fixture
+from test_llama import make
 from toys import MASK, Toy, inconsistent, random_dit
 
 from unmask import Ancestral, Blocks, Categorical, Confidence, LogitsDenoiser, Sampler
+from unmask import run as run_module
 from unmask.adaptive import trajectory
 from unmask.graphs import Padded
+from unmask.kernels import sample_head
 from unmask.reveal import parse
 
 NUM_SAMPLES, SMALLEST_P, LENGTH, NUM_IDS = 20_000, 1e-3, 3, 3
@@ -168,6 +171,7 @@ LAWS = {
     "order drawn": (Confidence("entropy", per_step=1, temperature_of_order=0.3), {}),
     "warm": (Confidence(per_step=1), {"temperature": 1.7}),
     "warm, sure of the network's law": (Confidence(per_step=1, untempered=True), {"temperature": 1.7}),
+    "hot, sure of the network's law": (Confidence(threshold=0.5, untempered=True), {"temperature": 3.0}),
     "cut, sure of the network's law": (Confidence(per_step=1, untempered=True), {"top_k": 2}),
     "doubted": (Confidence(per_step=1, doubted=(3,)), {}),  # the token id of real id 2
     "suppressed": (Confidence(per_step=1), {"suppress": (0,)}),
@@ -222,6 +226,20 @@ def test_guidance_combines_the_logits_with_those_of_masked_givens(policy, toy):
     else:
         expected = law(policy, toy, (1, None, None), guide=guide)
     check(draw(toy, policy, prompt=[int(toy.ids[1])], guidance=w), expected, toy)
+
+
+def test_the_head_is_tried_with_rows_as_guidance_makes_them(monkeypatch):
+    """Rows that are combined in fp32 stay so, also beside a head in bf16."""
+    dtypes = []
+
+    def watched(hidden, *arguments, **options):
+        dtypes.append((len(hidden), hidden.dtype))
+        return sample_head(hidden, *arguments, **options)
+
+    monkeypatch.setattr(run_module, "sample_head", watched)
+    _, model = make("llada", torch.bfloat16)
+    Sampler(model, reveal=Confidence(steps=2), guidance=1.0).sample(2, 12, prompt=[3])
+    assert dtypes[0] == (0, torch.float32) and {dtype for _, dtype in dtypes} == {torch.float32}
 
 
 def ancestral_law(toy, conditional, steps=3):
@@ -432,7 +450,8 @@ def test_a_stop_fills_what_follows_its_block(inner):
         last = next((k for k, block in enumerate(blocks) if (block == stop).any()), len(blocks))
         ends.append(min(1 + (last + 1) * size, 32))
         assert torch.equal(other.tokens[: ends[-1]], one.tokens[: ends[-1]])
-        assert (other.tokens[ends[-1] :] == stop).all() and (other.reveal_step[ends[-1] :] >= 0).all()
+        assert (other.tokens[ends[-1] :] == stop).all()
+        assert (other.reveal_step[ends[-1] :] == other.reveal_step[: ends[-1]].max()).all()
         assert (other.logprobs[ends[-1] :] == 0).all()
     assert len(set(ends)) > 1 and min(ends) < 32  # the given stop ends nothing, some drawn ones do
     assert ended.stats.events < free.stats.events and len(ended) == ended.stats.num_samples == 12

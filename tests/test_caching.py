@@ -1,5 +1,7 @@
 """Keys and values kept between the steps of a window: what is computed, and against a network that says it plainly."""
 
+import weakref
+
 import pytest
 import torch
 from llama_reference import random_state
@@ -8,6 +10,7 @@ from toys import Toy
 
 from unmask import Ancestral, Blocks, Caching, Categorical, Confidence, Sampler
 from unmask.denoiser import DenoiserSpec
+from unmask.graphs import Fetched
 from unmask.models.gpt2 import GPT2
 from unmask.models.gpt2 import Shape as GPT2Shape
 from unmask.models.gpt2 import tensor_shapes as gpt2_shapes
@@ -134,6 +137,35 @@ def network(model, tokens, part, kept):
     return rms(x, layers.final_norm) @ model.head.weight.float().T
 
 
+@pytest.mark.parametrize("stop_id", [None, 9])
+@pytest.mark.parametrize("caching", [None, Caching("dual"), Caching("prefix", 2)], ids=str)
+def test_a_host_that_learns_late_gets_the_same_samples(caching, stop_id, monkeypatch):
+    """Then sequences that are complete take part in more ticks, in which nothing is drawn for them."""
+    policy = Blocks(Confidence("entropy", threshold=3.5), 8, stop_id)
+    early = sample(sharp("dream"), policy, caching, max_batch=2)
+    monkeypatch.setattr(Fetched, "ready", property(lambda self: False))
+    late = sample(sharp("dream"), policy, caching, max_batch=2)
+    assert torch.equal(early.tokens, late.tokens) and torch.equal(early.reveal_step, late.reveal_step)
+    assert late.stats.num_ticks > early.stats.num_ticks and late.stats.num_samples == 4
+    assert late.stats.num_tokens == early.stats.num_tokens
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+def test_all_that_is_kept_is_counted_and_let_go(cache):
+    model = sharp("dream")
+    sampler, plain = (Sampler(model, reveal=POLICIES["counts"], caching=one) for one in (Caching(cache), None))
+    _, num_kv_heads, head_dim = model.spec.heads
+    size = model.spec.num_blocks * 2 * 3 * 64 * num_kv_heads * head_dim * 4 + 2 * 8 * 3
+    plans = [one.plan(3, 64).peak_bytes for one in (sampler, plain)]
+    assert plans[0] - plans[1] == size and sampler.sample(3, 64).stats.peak_bytes == plans[0]
+    unstarted, stopped = sampler.stream(None, 64), sampler.stream(None, 64)
+    next(stopped)
+    for run in (unstarted, stopped):
+        stored = weakref.ref(run._key_values.stored)
+        run.close()
+        assert stored() is None and list(run) == []
+
+
 @pytest.mark.parametrize("name", sorted(BLOCKED))
 @pytest.mark.parametrize("cache", ["prefix", "dual"])
 def test_samples_do_not_depend_on_their_company(name, cache):
@@ -161,5 +193,7 @@ def test_what_cannot_be_cached_is_an_error(options, message):
         Sampler(two, schedule="a:50% b:50%", reveal=Confidence(steps=2), caching=Caching())
     with pytest.raises(ValueError, match="kind must be one of prefix, dual, got 'suffix'"):
         Caching("suffix")
+    with pytest.raises(TypeError, match=r"caching must be what to keep, such as Caching.*, got 'dual'"):
+        Sampler(sharp("llada"), reveal=Confidence(steps=2), caching="dual")
     with pytest.raises(ValueError, match="refresh must be at least 1, got 0"):
         Caching(refresh=0)
