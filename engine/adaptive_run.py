@@ -220,9 +220,7 @@ class AdaptiveRun(Run):
             yield sample
 
     def _tell(self, tick: Round) -> Round:
-        if self._device.type != "cpu":
-            return tick
-        if self._revealed is None:
+        if self._device.type != "cpu" or self._revealed is None:  # a GPU would be waited for
             return tick.with_rows(np.zeros(len(tick.slots), np.int32), np.empty(0, np.int32))
         owner, position = self._revealed
         counts = torch.bincount(owner, minlength=len(tick.slots))[: len(tick.slots)]

@@ -116,7 +116,7 @@ class RemaskRun(AdaptiveRun):
 
     def _tell(self, tick: Round) -> Round:
         if self._device.type != "cpu":
-            return tick
+            return super()._tell(tick)
         if self._revealed is not None and self._busy is not None:
             owner, position = self._revealed
             self._revealed = self._busy[owner], position

@@ -42,7 +42,7 @@ class Request:
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Round(Tick):
     """A tick of an adaptive policy. `row_counts` are the candidates of each sequence, at most, and `row_slot` and
-    `row_position` are empty.
+    `row_position` are empty. Callbacks are told of it with the rows that were revealed, on a GPU with none.
 
     ends, counts: int32 [B], see `Trajectory`. num_masked: int32 [B], masked positions of the template.
     """

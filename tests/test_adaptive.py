@@ -4,7 +4,9 @@ samples must not depend on, and what ends a run early."""
 import math
 from collections import defaultdict
 from dataclasses import replace
-from itertools import permutations, product
+from io import StringIO
+from itertools import islice, permutations, product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,11 +16,12 @@ from test_graphs import Repeated, with_executor  # noqa: F401, a fixture
 from test_llama import make
 from toys import MASK, Toy, inconsistent, random_dit
 
-from unmask import Ancestral, Blocks, Categorical, Confidence, LogitsDenoiser, Sampler
+from unmask import Ancestral, Blocks, Categorical, Confidence, LogitsDenoiser, RemaskConfidence, Sampler
 from unmask import run as run_module
 from unmask.adaptive import trajectory
 from unmask.graphs import Padded
 from unmask.kernels import sample_head
+from unmask.progress import Lines, Progress
 from unmask.reveal import parse
 
 NUM_SAMPLES, SMALLEST_P, LENGTH, NUM_IDS = 20_000, 1e-3, 3, 3
@@ -502,6 +505,59 @@ def test_a_list_renormalises_the_law(policy, toy):
 def test_bad_lists_are_named(choose, allow, message):
     with pytest.raises(ValueError, match=message):
         Sampler(Toy(70, 16), reveal=Ancestral(2), choose=Categorical(**choose)).sample(1, 16, allow=allow)
+
+
+@pytest.mark.parametrize("stop_id", [None, 4])
+def test_a_slot_keeps_nothing_of_who_was_there_before(stop_id):
+    """Given positions of a sequence are those that its predecessor drew, the stop among them."""
+    prompts = [[5], [4] * 20, [5], [4, 4]]
+    sampler = Sampler(Toy(12, 32), reveal=Blocks(Confidence(steps=2), 8, stop_id), max_batch=1, max_resident=1)
+    samples = sampler.sample(4, 32, prompt=prompts)
+    for sample, prompt in zip(samples, prompts, strict=True):
+        given = len(prompt)
+        assert (sample.reveal_step[:given] == -1).all() and (sample.logprobs[:given] == 0).all()
+    alone = Sampler(Toy(12, 32), reveal=Blocks(Confidence(steps=2), 8, stop_id), max_batch=4)
+    assert same(samples, alone.sample(4, 32, prompt=prompts))
+
+
+# ---- What is told of a run ----
+
+
+class Watched(Progress):
+    """What a view is told: who is finished, and how many positions were revealed."""
+
+    def start(self, num_samples, num_masked, models):
+        self.finished, self.num_revealed = [], 0
+
+    def update(self, run, tick):
+        self.finished += tick.sequences[tick.finished].tolist()
+        self.num_revealed += tick.num_revealed
+        assert len(np.repeat(tick.sequences, tick.row_counts)) == len(tick.row_position)
+
+
+@pytest.mark.parametrize("stop_id", [None, 4])
+@pytest.mark.parametrize("inner", [Confidence(steps=3), Confidence(threshold=0.3)], ids=str)
+def test_a_view_learns_who_is_finished(inner, stop_id):
+    view = Watched()
+    samples = Sampler(Toy(12, 32), reveal=Blocks(inner, 8, stop_id), max_batch=4).sample(12, 32, progress=view)
+    assert sorted(view.finished) == list(range(12))
+    assert view.num_revealed == int((samples.logprobs < 0).sum())  # without those that a stop filled
+
+
+@pytest.mark.parametrize("policy", [Confidence(threshold=0.3), RemaskConfidence(4)], ids=str)
+def test_a_view_of_a_gpu_is_told_of_no_rows(policy):
+    """Which positions were revealed, its host does not know."""
+    run = Sampler(Toy(12, 32), reveal=policy, max_batch=2).stream(2, 32)
+    next(run)
+    (tick,) = islice(Sampler(Toy(12, 32), reveal=policy, max_batch=2).stream(2, 32).timeline, 1)
+    run._device = SimpleNamespace(type="cuda")
+    told = run._tell(tick)
+    assert tick.row_counts.sum() > 0 and not told.row_counts.any()
+    assert len(told.row_slot) == len(told.row_position) == told.num_revealed == 0
+    view = Lines(file := StringIO())
+    view.start(2, 64, ["toy"])
+    view.update(run, replace(told, finished=np.ones(2, bool)))
+    assert file.getvalue().startswith("sampling:   0%, 0 of 64 tokens, 2 of 2 sequences")
 
 
 # ---- Options ----

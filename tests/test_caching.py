@@ -175,6 +175,14 @@ def test_samples_do_not_depend_on_their_company(name, cache):
     assert torch.equal(alone.tokens, together.tokens) and torch.equal(alone.reveal_step, together.reveal_step)
 
 
+def test_a_slot_keeps_nothing_of_who_was_there_before():
+    """The windows of a sequence end where those of its predecessor ended."""
+    options = {"reveal": POLICIES["one window"], "choose": GREEDY, "caching": Caching("dual")}
+    prompts = [[5, 9], [3, 7], [1, 1], [2, 4]]
+    one, four = (Sampler(sharp("dream"), max_batch=n, **options).sample(4, 40, prompt=prompts) for n in (1, 4))
+    assert torch.equal(one.tokens, four.tokens) and torch.equal(one.reveal_step, four.reveal_step)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
