@@ -428,6 +428,28 @@ def test_one_model_in_every_segment_changes_nothing(name):
     assert together.stats.nfe["a"] > 0 and (together.stats.nfe["b"] > 0 or name == "threshold")
 
 
+def test_each_model_takes_its_steps():
+    """By number of the step: one that reveals nothing counts and is left out."""
+
+    class Sure(Toy):
+        def __init__(self, value):
+            super().__init__(9, 8)
+            self.value = value
+
+        def logits(self, batch):
+            return torch.where(torch.arange(9) == self.value, 40.0, 0.0).expand(len(batch.rows), 9)
+
+    policy = Blocks(Confidence(steps=4), 5)  # counts 2 1 1 1 of five, then 1 1 1 0 of three
+    models = {"a": Sure(2), "b": Sure(3), "c": Sure(4)}
+    sampler = Sampler(models, schedule="a:2 b:3 c:3", reveal=policy, max_batch=2)
+    samples = sampler.sample(3, 8)
+    assert samples.stats.nfe == {"a": 2, "b": 3, "c": 2}
+    for sample in samples:
+        model = np.searchsorted([2, 5], sample.reveal_step.numpy(), side="right")
+        assert sample.tokens.tolist() == (model + 2).tolist()
+    assert sampler.plan(3, 8).cost == samples.stats.cost
+
+
 @pytest.mark.parametrize("guidance", [0.0, 1.0])
 @pytest.mark.parametrize("name", ["steps", "blocks"])
 def test_a_plan_counts_what_a_run_does(name, guidance):
