@@ -10,6 +10,7 @@ that one step takes beyond the weights, of a thin module with LLaDA's vocabulary
 
 import argparse
 import importlib
+import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -149,7 +150,7 @@ def _memory(options: argparse.Namespace) -> dict:
 def _show(rows: list[Row], memory: dict, console: Console) -> None:
     table = Table("", "dtype", "seconds", "x LLaDA fp32", "x LLaDA, same dtype", "same tokens", box=None)
     for row in rows:
-        middle = sorted(row.seconds)[len(row.seconds) // 2]
+        middle = statistics.median(row.seconds)
         bounds = "" if row.low is None else f" ({row.low:.2f} to {row.high:.2f})"
         ratio = "" if row.ratio is None else f"{row.ratio:.2f}{bounds}"
         own = "" if row.ratio_own is None else f"{row.ratio_own:.2f}"
