@@ -132,6 +132,7 @@ def plan(
     """
     choose = Categorical()
     sampler = load_sampler(model, schedule, reveal, choose, max_batch, dtype, device, threads, tokenizer, guidance)
+    sampler.check(num_samples, length, seed=seed, prompt=prompt, suffix=suffix, planned=True)  # before measuring
     first = next(iter(sampler.models.values()))
     on_cpu = first.device.type == "cpu"  # a GPU's graphs are not told by operations timed one by one
     calibration = calibrate(first.device, first.dtype, again=recalibrate, tell=_tell) if on_cpu else None

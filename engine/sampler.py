@@ -188,8 +188,7 @@ class Sampler:
         Raises:
             ValueError: scores decide how many positions are revealed.
         """
-        if self.adaptive and self._policy.counts(1) is None:
-            raise ValueError(f"reveal must fix how many positions each step reveals, for a plan, got {self.reveal}")
+        self._check_plannable()
         requests = self._requests(num_samples, length, prompt, suffix)
         timeline = self._timeline(requests, length, seed, num_samples)
         meter, loads, names = Meter(self.models, 2 if self.guidance else 1), Counter(), list(self.models)
@@ -218,11 +217,18 @@ class Sampler:
         seed: int = 0,
         prompt: Prompt | Iterable[Prompt] | None = None,
         suffix: Prompt | Iterable[Prompt] | None = None,
+        planned: bool = False,
     ) -> None:
         """Raise what `sample` would for these arguments, before anything runs: a prompt that does not fit, a schedule
-        of other steps, ..."""
+        of other steps, ...; with `planned`, what `plan` would."""
+        if planned:
+            self._check_plannable()
         check_seed(seed)
         self._requests(num_samples, length, prompt, suffix)
+
+    def _check_plannable(self) -> None:
+        if self.adaptive and self._policy.counts(1) is None:
+            raise ValueError(f"reveal must fix how many positions each step reveals, for a plan, got {self.reveal}")
 
     def sample(
         self,

@@ -281,6 +281,7 @@ class TestAdaptive:
             status, out, err = run("plan", *arguments[:-1], text)
             assert (status, out) == (2, "")
             assert err.endswith(f"reveal must fix how many positions each step reveals, for a plan, got {text}\n")
+            assert "measuring" not in run("plan", *arguments[:-1], text, "--recalibrate")[2]  # refused before that
 
     def test_caching(self, run, tmp_path, pair):
         folder = write_folder(tmp_path / "causal", LLAMA, state_of())
